@@ -5,15 +5,17 @@ import json
 import re
 import shutil
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from advflyp.cli.main import main
+from advflyp.evaluation.admission import Entrant
 from advflyp.evaluation.protocols import find_protocol
-from advflyp.evaluation.results import read_cells
-from advflyp.report.pages.leaderboard import facts_of, leaderboard
+from advflyp.evaluation.results import Cell, read_cells
+from advflyp.report.pages.leaderboard import contents, facts_of, leaderboard
 from browser import Browser, needs_browser
 from hostile import NAMES, assert_printable
 from hubserver import NOWHERE, use_hub
@@ -130,7 +132,7 @@ def test_the_name_in_results_of_others_opens_no_file(
     sent.write_text("".join(json.dumps(asdict(one)) + "\n" for one in cells))
     page = leaderboard([sent], MINI, tmp_path / "board").read_text()
     assert "secret" not in page and "of this machine" not in page
-    assert facts_of(str(private), {}, is_ours=True).method == "secret"
+    assert facts_of(Entrant(model=str(private), sha256="", cells=[]), {}, {}).method == "secret"
 
 
 @pytest.mark.parametrize("eps", ["4/255", [1], {"a": 1}, None, True, float("nan"), float("inf"), 1e308])
@@ -138,7 +140,84 @@ def test_the_card_of_a_stranger(eps: object, tmp_path: Path) -> None:
     """It was measured here, and its author wrote whatever they liked."""
     recipe = {"method": {"name": ["<b>"]}, "model": {}, "attack": {"steps": 10, "eps": eps, "norm": {}}}
     (tmp_path / "card.json").write_text(json.dumps({"recipe": recipe}))
-    assert facts_of(str(tmp_path), {}, is_ours=True).method == "['<b>']"
+    assert facts_of(Entrant(model=str(tmp_path), sha256="", cells=[]), {}, {}).method == "['<b>']"
+
+
+def lines(cells: Sequence[Cell], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(asdict(cell)) + "\n" for cell in cells))
+    return path
+
+
+@pytest.fixture
+def fare(results: Path) -> list[Cell]:
+    return [cell for cell in read_cells(results / "fare-s0.jsonl") if cell.attack != "autoattack"]
+
+
+def test_a_name_of_the_zoo_alone_says_nothing(tmp_path: Path, fare: list[Cell]) -> None:
+    """The zoo's method, paper and licence are for its weights: those that were measured here."""
+    zoo, method = "fare4-vit-l-14", "FARE"
+    named = [replace(cell, model=zoo) for cell in fare]
+    lines(named, tmp_path / "sent/submissions/x.jsonl")
+    leaderboard([], MINI, tmp_path / "sent")
+    (row,) = rows(tmp_path / "sent")
+    assert (row["status"], row["method"], row["licence"], row["link"]) == ("admitted", "?", "?", "")
+    lines(named, tmp_path / "ours/results/x.jsonl")
+    other = [replace(cell, checkpoint_sha256="e" * 64) for cell in named]
+    lines(other, tmp_path / "ours/submissions/y.jsonl")
+    leaderboard([], MINI, tmp_path / "ours")
+    found = {row["source"]: (row["status"][:12], row["method"]) for row in rows(tmp_path / "ours")}
+    assert found == {"measured here": ("admitted", method), "file y.jsonl": ("not admitted", "?")}
+
+
+def test_two_configurations_and_a_file_that_an_older_version_began(tmp_path: Path, fare: list[Cell]) -> None:
+    older = [replace(cell, config_sha256="c" * 64 if place > 2 else "") for place, cell in enumerate(fare)]
+    lines(older, tmp_path / "results/a.jsonl")
+    lines([replace(cell, config_sha256="d" * 64) for cell in fare], tmp_path / "results/b.jsonl")
+    leaderboard([], MINI, tmp_path)
+    found = {row["model"]: row for row in rows(tmp_path)}
+    assert found.keys() == {"FARE (config cccccccc)", "FARE (config dddddddd)"}
+    clean = [cell.accuracy for cell in fare if cell.norm is None]
+    for row in found.values():
+        assert float(row["clean"]) == pytest.approx(100 * sum(clean) / len(clean), abs=1e-3)
+
+
+def test_a_submission_that_cannot_be_read(tmp_path: Path, fare: list[Cell]) -> None:
+    """It is listed with the reason and stops no others; a file that is named is a mistake to be told of."""
+    lines(fare, tmp_path / "submissions/good.jsonl")
+    bad = tmp_path / "submissions/bad.jsonl"
+    bad.write_text('{"model": 3}\n')
+    (tmp_path / "submissions/empty.jsonl").touch()
+    page = leaderboard([], MINI, tmp_path).read_text()
+    assert [(row["model"], row["source"], row["status"][:42]) for row in rows(tmp_path)] == [
+        ("FARE", "file good.jsonl", "admitted"),
+        ("?", "file bad.jsonl", "not admitted: bad.jsonl, line 1 is not a r"),
+        ("?", "file empty.jsonl", "not admitted: there are no results in empt"),
+    ]
+    assert "bad.jsonl, line 1 is not a result" in page and str(tmp_path) not in page
+    with pytest.raises(ValueError, match="line 1 is not a result"):
+        leaderboard([bad], MINI, tmp_path / "other")
+
+
+def test_how_each_model_was_measured(tmp_path: Path, fare: list[Cell], results: Path) -> None:
+    """Precision of the search, versions and source of the images may differ, so they are shown."""
+    other = [cell for cell in read_cells(results / "fare-s1.jsonl") if cell.attack != "autoattack"]
+    changed = [
+        replace(cell, model="B", version="9.9" if cell.norm else "9.8", precision="fp32") for cell in other
+    ]
+    page = leaderboard(
+        [lines(fare, tmp_path / "a.jsonl"), lines(changed, tmp_path / "b.jsonl")], MINI, tmp_path
+    )
+    shown = {row["model"]: (row["precision"], row["versions"], row["copies"]) for row in rows(tmp_path)}
+    assert shown == {"FARE": ("bf16", "0.1.0", ""), "B": ("fp32", "9.8, 9.9", "")}
+    assert "<td>bf16, 0.1.0</td>" in page.read_text() and "<td>fp32, 9.8, 9.9</td>" in page.read_text()
+    copied = [replace(fare[0], set="cifar10", split="test (webdataset)"), *fare[1:]]
+    entrant = Entrant(model="FARE", sha256=fare[0].checkpoint_sha256, cells=copied)
+    made = contents([entrant], MINI, {})
+    assert (
+        "<td>bf16, 0.1.0; copies of cifar10</td>" in made["index.html"]
+        and "cifar10" in made["leaderboard.csv"]
+    )
 
 
 def test_without_a_network(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,24 @@
 """Models under one protocol: measured here, measured by others and checked, and what their authors published."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from advflyp.__about__ import __version__
 from advflyp.config import build, convert, read_toml
 from advflyp.data.sets.labelled import set_names
-from advflyp.evaluation.admission import Entrant, entrants, told_apart
+from advflyp.evaluation.admission import Entrant, entrants, told_apart, zoo_weights
 from advflyp.evaluation.evaluator import SetProgress
+from advflyp.evaluation.expected import WEBDATASET
 from advflyp.evaluation.protocols import Protocol, find_protocol
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import BUNDLED, read_card
 from advflyp.model.repository import HUB_PREFIX
-from advflyp.model.zoo import ENTRIES, ZOO, find_entry
+from advflyp.model.zoo import ENTRIES, ZOO, Entry, find_entry
 from advflyp.report.measure.estimates import Condition, attack_title, radius
 from advflyp.report.measure.render import as_csv
 from advflyp.report.measure.results import Results
@@ -62,13 +63,20 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the page's tables; `values` are the columns after the facts."""
+    """A row of the page's tables; `values` are the columns after the facts.
+
+    `precision` (of the attacks' search), `versions` (of advflyp) and `copies` (datasets that were read from CLIP
+    benchmark's copy) may differ from row to row.
+    """
 
     name: str
     facts: Facts
     sha256: str = ""
     source: str = ""
     status: str = "admitted"
+    precision: str = ""
+    versions: str = ""
+    copies: str = ""
     values: Sequence[Value]
 
 
@@ -117,10 +125,11 @@ def leaderboard(
         store = out / RESULTS / f"{_slug(one.name if isinstance(one, CLIP) else str(one))}.jsonl"
         if not _is_measured(one, store, protocol):
             _measure(one, store, protocol, batch_size=batch_size, device=device, watch=watch)
-    files += sorted((out / SUBMISSIONS).glob("*.jsonl"))
+    submitted = sorted((out / SUBMISSIONS).glob("*.jsonl"))
     ours = sorted((out / RESULTS).glob("*.jsonl"))
     everybody = [one for path in ours for one in entrants(path, protocol, is_ours=True)]
     everybody += [one for path in files for one in entrants(path, protocol, is_ours=False)]
+    everybody += [one for path in submitted for one in _submission(path, protocol)]
     if not everybody:
         raise ValueError("there is nothing to list; name models, or files of results, with --models")
     write_files(out, contents(told_apart(everybody), protocol, told))
@@ -136,19 +145,21 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
         told: Facts by model.
     """
     admitted = [one for one in everybody if not one.refused]
-    results = Results([cell for one in admitted for cell in one.cells])
+    # Cells of a version that did not record the configuration would count as another model.
+    results = Results([replace(cell, config_sha256=one.config) for one in admitted for cell in one.cells])
     labelled = {_model(cell): label for (label, _, _), cell in results.cells.items()}
     shown = results.conditions
     best = results.strongest(protocol.eps[0])
 
     def order(one: Entrant) -> float:
-        value = results.mean(labelled[_model(one.cells[0])], best) if best else None
+        value = results.mean(labelled[_entrant(one)], best) if best else None
         return -value.value if value else 0.0
 
+    zoo = zoo_weights(everybody)
     rows = [
-        _row(one, told, label, [results.mean(label, condition) for condition in shown])
+        _row(one, told, zoo, label, [results.mean(label, condition) for condition in shown])
         for one in sorted(admitted, key=order)
-        for label in [labelled[_model(one.cells[0])]]
+        for label in [labelled[_entrant(one)]]
     ]
     refused = [one for one in everybody if one.refused]
     page = render(
@@ -171,38 +182,59 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
         files={"csv": CSV, "submission": SUBMISSION},
         backbones=sorted({row.facts.backbone for row in rows} | {entry.architecture for entry in ENTRIES}),
     )
-    table = _csv_table(rows, refused, shown, protocol, told)
+    outside = [_row(one, told, zoo, one.model, [None] * len(shown)) for one in refused]
+    table = _csv_table([*rows, *outside], shown, protocol)
     submission = render(
         "submission.md", protocol=protocol, sets=set_names(list(protocol.sets)), version=__version__
     )
     return {PAGE: page, CSV: as_csv(table), SUBMISSION: submission}
 
 
-def facts_of(model: str, told: dict[str, Facts], *, is_ours: bool = False) -> Facts:
+def facts_of(one: Entrant, told: dict[str, Facts], zoo: Mapping[str, str]) -> Facts:
     """What models.toml, the zoo, or the card (only if the model was measured here) says about a model.
 
-    Results of others may name a model anything, so no file is read by that name.
+    Results of others may name a model anything: no file is read by that name, and it is the zoo's only if its weights
+    are.
+
+    Args:
+        one: The model.
+        told: Facts by model.
+        zoo: The hash of each zoo model's weights, as far as it is known.
     """
-    if model in told:
-        return told[model]
-    if model in ZOO:
-        entry = ZOO[model]
-        paper = re.search(r"arXiv (\d{4}\.\d{4,5})", entry.paper)
-        return Facts(
-            method=entry.method,
-            backbone=entry.architecture,
-            eps=entry.eps or "?",
-            licence=entry.licence or "?",
-            link=f"https://huggingface.co/{entry.repository}",
-            paper=f"https://arxiv.org/abs/{paper[1]}" if paper else "",
-        )
-    recipe = read_card(model).get("recipe", {}) if is_ours else {}
+    is_ours, name = one.source is None, one.model
+    if name in told:
+        return told[name]
+    if name in ZOO:
+        is_the_zoos = zoo.get(name, one.sha256 if is_ours else None) == one.sha256
+        return _zoo_facts(ZOO[name]) if is_the_zoos else Facts()
+    recipe = read_card(name).get("recipe", {}) if is_ours else {}
     method, start = (recipe.get(table, {}) for table in ("method", "model"))
     return Facts(
         method=str(method.get("name", "?")),
         backbone=str(start.get("name", "?")),
         eps=training_eps(recipe) or "?",
     )
+
+
+def _zoo_facts(entry: Entry) -> Facts:
+    paper = re.search(r"arXiv (\d{4}\.\d{4,5})", entry.paper)
+    return Facts(
+        method=entry.method,
+        backbone=entry.architecture,
+        eps=entry.eps or "?",
+        licence=entry.licence or "?",
+        link=f"https://huggingface.co/{entry.repository}",
+        paper=f"https://arxiv.org/abs/{paper[1]}" if paper else "",
+    )
+
+
+def _submission(path: Path, protocol: Protocol) -> list[Entrant]:
+    """The models in a file that somebody sent; one that cannot be read stops no others."""
+    try:
+        return entrants(path, protocol, is_ours=False)
+    except ValueError as error:
+        reason = str(error).replace(str(path), path.name)
+        return [Entrant(model="?", sha256="", cells=[], source=path, refused=reason)]
 
 
 def _read_facts(path: Path) -> dict[str, Facts]:
@@ -265,13 +297,23 @@ def _model(cell: Cell) -> tuple[str, str, str]:
     return cell.model, cell.checkpoint_sha256, cell.config_sha256
 
 
-def _row(one: Entrant, told: dict[str, Facts], name: str, values: Sequence[Value]) -> Row:
+def _entrant(one: Entrant) -> tuple[str, str, str]:
+    return one.model, one.sha256, one.config
+
+
+def _row(
+    one: Entrant, told: dict[str, Facts], zoo: Mapping[str, str], name: str, values: Sequence[Value]
+) -> Row:
+    copies = [cell.set for cell in one.cells if cell.split.endswith(WEBDATASET)]
     return Row(
         name=name,
-        facts=facts_of(one.model, told, is_ours=one.source is None),
+        facts=facts_of(one, told, zoo),
         sha256=one.sha256,
         source=_where(one),
         status=f"not admitted: {one.refused}" if one.refused else "admitted",
+        precision=", ".join(sorted({cell.precision for cell in one.cells if cell.norm})),
+        versions=", ".join(sorted({cell.version for cell in one.cells})),
+        copies=", ".join(dict.fromkeys(copies)),
         values=values,
     )
 
@@ -292,27 +334,25 @@ def _published() -> list[tuple[str, list[str], list[Row]]]:
                 *(f"{one.robust[eps]:.1f}" if eps in one.robust else None for eps in radii),
             ]
             tables.setdefault(one.protocol, []).append(
-                Row(name=entry.name, facts=facts_of(entry.name, {}), values=values)
+                Row(name=entry.name, facts=_zoo_facts(entry), values=values)
             )
     return [(protocol, columns[protocol], rows) for protocol, rows in tables.items()]
 
 
-def _csv_table(
-    rows: Sequence[Row],
-    refused: Sequence[Entrant],
-    shown: Sequence[Condition],
-    protocol: Protocol,
-    told: dict[str, Facts],
-) -> Table:
-    outside = [_row(one, told, one.model, [None] * len(shown)) for one in refused]
-    about = ["model", "checkpoint_sha256", "protocol", "source", "status"]
+def _csv_table(rows: Sequence[Row], shown: Sequence[Condition], protocol: Protocol) -> Table:
+    about = ["model", "checkpoint_sha256", "protocol", "source", "status", "precision", "versions", "copies"]
     facts = ["method", "backbone", "training_eps", "licence", "link", "paper"]
     return Table(
         title="",
         columns=[*about, *facts, *(condition.title for condition in shown)],
         rows=[
-            [row.name, row.sha256, protocol.name, row.source, row.status, *astuple(row.facts), *row.values]
-            for row in (*rows, *outside)
+            [
+                *(row.name, row.sha256, protocol.name, row.source, row.status),
+                *(row.precision, row.versions, row.copies),
+                *astuple(row.facts),
+                *row.values,
+            ]
+            for row in rows
         ],
     )
 
