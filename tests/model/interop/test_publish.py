@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from advflyp.cli.main import main
+from advflyp.data.sets.labelled import load_set
 from advflyp.evaluation.results import append_cell, read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.folder import save_model
@@ -178,6 +179,61 @@ def is_private(hub: Hub, name: str) -> bool:
 def test_public_only_where_it_is_said(run: Path, hub: Hub, publish: Callable[..., Done]) -> None:
     done = publish(run, "--licence", "mit", "--send", "--public", hub=hub)
     assert done.returncode == 0 and not is_private(hub, "user/robust")
+
+
+def test_no_path_of_this_machine(tmp_path: Path) -> None:
+    """Neither of sets and attacks, nor of what the card or another program's configuration says."""
+    food, sets = load_set("mini/food"), tmp_path / "secret/customer"
+    for place in range(4):
+        folder = sets / ("cat" if place % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        food.image(place).save(folder / f"{place}.png")
+    known = {
+        "recipe": {
+            "model": {"name": f"{tmp_path}/ckpt.pt@ViT-B-32/openai"},
+            "data": {"train": f"folder:{sets}"},
+            "method": {"name": "tecoa"},
+        },
+        "trained_on": [f"wds:{tmp_path}/secret/shards.tar"],
+    }
+    save_model(load_model("mini-vit", device="cpu"), tmp_path / "secret/model", known)
+    model = load_model(tmp_path / "secret/model", device="cpu")
+    attacks = ["clean", f"pgd1@{tmp_path}/secret/model"]
+    evaluate(model, [f"folder:{sets}", str(sets)], attacks, out=tmp_path / "r.jsonl")
+    found = prepare(tmp_path / "secret/model", "me/x", results=[tmp_path / "r.jsonl"])
+    texts = {
+        **found.written,
+        **{name: path.read_bytes().decode("latin-1") for name, path in found.files.items()},
+    }
+    assert not [name for name, text in texts.items() if str(tmp_path) in text or "secret/" in text]
+    card = found.written["README.md"]
+    assert "finetuned from `ckpt.pt@ViT-B-32/openai`" in card and "- start: ckpt.pt@ViT-B-32/openai" in card
+    assert "- data: folder:customer" in card and "PGD-1 @ model" in card
+    sent = [json.loads(line) for line in found.written["results.jsonl"].splitlines()]
+    assert {cell["set"] for cell in sent} == {"folder:customer", "customer"}
+    assert {cell["attack"] for cell in sent} == {"clean", "pgd1@model"}
+
+
+def test_no_path_in_the_configurations_of_other_programs(tmp_path: Path) -> None:
+    from advflyp.model.interop.export import export_model
+
+    export_model("mini-vit", "hf", tmp_path / "model")
+    before = prepare(tmp_path / "model", "me/x")
+    places = {
+        "config.json": "_name_or_path",
+        "vision/config.json": "_name_or_path",
+        "tokenizer_config.json": "name_or_path",
+    }
+    for name, key in places.items():
+        path = tmp_path / "model" / name
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), key: str(tmp_path / "ckpt"), "token": "/think"})
+        )
+    found = prepare(tmp_path / "model", "me/x")
+    assert {*found.files, *found.written} == {*before.files, *before.written}
+    for name, key in places.items():
+        tree = json.loads(found.written[name])
+        assert (tree[key], tree["token"]) == ("ckpt", "/think")
 
 
 def test_the_card(run: Path) -> None:

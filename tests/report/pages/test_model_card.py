@@ -13,7 +13,7 @@ from advflyp.model.folder import save_model
 from advflyp.model.interop.publish import prepare
 from advflyp.model.load import load_model
 from advflyp.model.zoo import ENTRIES, ZOO
-from advflyp.report.pages.model_card import model_card
+from advflyp.report.pages.model_card import model_card, scrubbed
 
 ADVFLYP, FARE, TECOA = "2604.11576", "2402.12336", "2212.07016"
 
@@ -126,3 +126,41 @@ def test_a_licence_that_contradicts_the_card(tmp_path: Path, capsys: pytest.Capt
     shown = capsys.readouterr()
     assert "license: mit" in shown.out and "no licence" not in shown.err
     assert json.loads(prepare(tmp_path / "m", "me/m").written["card.json"])["licence"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("/home/me/x.pt", "x.pt"),
+        ("~/runs/my run", "my run"),
+        ("~other/x", "x"),
+        ("folder:/home/me/pets", "folder:pets"),
+        ("wds:/home/me/{0..9}.tar", "wds:{0..9}.tar"),
+        ("file:///home/me/x", "file://x"),
+        ("/home/me/x.pt@ViT-B-32/openai", "x.pt@ViT-B-32/openai"),
+        ("/home/me/x.pt@hf-hub:me/clip", "x.pt@hf-hub:me/clip"),
+        ("/home/me/x.pt@mini-vit", "x.pt@mini-vit"),
+        ("/home/me/x.pt@/home/me/run", "x.pt@run"),
+        ("/home/me@company/secret/x.pt", "x.pt"),
+        ("/home/me@company/secret/x.pt@ViT-B-32/openai", "x.pt@ViT-B-32/openai"),
+        ("pgd10@/home/me/x.pt", "pgd10@x.pt"),
+        ("pgd10@/home/me/x.pt@ViT-B-32/openai", "pgd10@x.pt@ViT-B-32/openai"),
+        ("pgd10@hf-hub:me/clip", "pgd10@hf-hub:me/clip"),
+        ("r.jsonl, then /home/me/a b/x", "r.jsonl, then x"),
+        (["/a/b", ("~/c/d", 1)], ["b", ("d", 1)]),
+        ({"/a/b": {"x": "/c/d"}}, {"b": {"x": "d"}}),
+    ],
+)
+def test_paths_of_this_machine(said: Any, left: Any) -> None:
+    assert scrubbed(said) == left
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "https://example.org/a/b", "s3://bucket/a", "1/255", "ε = 4/255, 8/255", "~5 h", "about ~2/3", "text / image",
+        "/", "and/or", "mini/food", "ViT-B-32/openai", "hf-hub:me/clip", "a photo of a {}.", "</s>", "", 3, None,
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_path(said: Any) -> None:
+    assert scrubbed(said) == said

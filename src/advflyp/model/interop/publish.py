@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from advflyp.documents import read_json
 from advflyp.errors import RunError, first_line
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.files import file_sha256
@@ -45,6 +46,16 @@ PUBLISHED = (
     *TOKENIZER_FILES,
     ONNX_FILE,
     PREPROCESSING_FILE,
+)
+# Those in which other programs note places of this machine, and under which keys.
+CONFIGURATIONS = (CONFIG_FILE, HF_CONFIG_FILE, "*_config.json")
+PLACES = (
+    "_name_or_path",
+    "name_or_path",
+    "hf_tokenizer_name",
+    "hf_model_name",
+    "tokenizer_file",
+    "vocab_file",
 )
 # Files that the hub itself adds.
 HUBS_OWN = (".gitattributes", CARD)
@@ -102,16 +113,40 @@ def prepare(
     sha256 = weights_sha256(model) if model is not None else card.get("weights_sha256", "")
     cells = _cells(results, sha256, config_sha256(model) if model is not None else None, folder)
     vision = any(name.startswith("vision/") for name in files)
-    written = {CARD: model_card(repo, kind, card, sha256, cells, licence, vision)}
+    shown = [Cell(**scrubbed(vars(cell))) for cell in cells]
+    written = {CARD: model_card(repo, kind, card, sha256, shown, licence, vision)}
+    written |= _without_paths(files)
     if kind == "open_clip" and model is not None:
         written |= _loadable_by_name(model, folder, repo)
     if card:
         written[CARD_FILE] = json.dumps(card, indent=2) + "\n"
     if cells:
-        lines = [json.dumps(scrubbed({**vars(cell), "model": repo})) for cell in cells]
+        lines = [json.dumps({**vars(cell), "model": repo}) for cell in shown]
         written["results.jsonl"] = "\n".join(lines) + "\n"
     files = {name: path for name, path in files.items() if name not in written}
     return Publication(repo, files, written, cells, licence)
+
+
+def _without_paths(files: dict[str, Path]) -> dict[str, str]:
+    """The configuration files that say where on this machine something was, without the folders."""
+    written = {}
+    for name, path in files.items():
+        if any(fnmatch(path.name, pattern) for pattern in CONFIGURATIONS):
+            # Bounded: whoever made the folder may be a stranger.
+            tree = read_json(path)
+            clean = _scrubbed_places(tree)
+            if clean != tree:
+                written[name] = json.dumps(clean, indent=2) + "\n"
+    return written
+
+
+def _scrubbed_places(tree: Any) -> Any:
+    """The tree with the values of PLACES scrubbed; other texts, such as tokens, only look like paths."""
+    if isinstance(tree, list):
+        return [_scrubbed_places(value) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {key: scrubbed(value) if key in PLACES else _scrubbed_places(value) for key, value in tree.items()}
 
 
 def _loadable_by_name(model: CLIP, folder: Path, repo: str) -> dict[str, str]:
@@ -128,7 +163,7 @@ def _loadable_by_name(model: CLIP, folder: Path, repo: str) -> dict[str, str]:
         text: dict[str, Any] = config["model_cfg"]["text_cfg"]
         if text.get("hf_tokenizer_name") and has_tokenizer(folder):
             text["hf_tokenizer_name"] = repo
-    return {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **written}
+    return {CONFIG_FILE: json.dumps(_scrubbed_places(config), indent=2) + "\n", **written}
 
 
 def send(publication: Publication, *, public: bool = False) -> str:

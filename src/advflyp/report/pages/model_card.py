@@ -17,6 +17,7 @@ from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
 from advflyp.method import METHODS
 from advflyp.model.interop.licences import find_licence
+from advflyp.model.repository import HUB_PREFIX
 from advflyp.model.zoo import ZOO
 from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.render import markdown
@@ -25,6 +26,8 @@ from advflyp.report.measure.runs import training_eps
 from advflyp.report.measure.tables import accuracy_table
 from advflyp.report.pages.prose import attack_texts
 
+# Where a path of this machine begins in a text; not "https://", "1/255", "~2 h" or a lone "/".
+BEFORE_PATH = re.compile(r"""(?:^|[\s@:=,;+|(\[{"'`]|file://)(?=/[^/\s]|~(?:[A-Za-z_][\w.-]*)?/)""")
 TASK = "zero-shot-image-classification"
 UNKNOWN = "not known"
 # In every card of ours, and in hardly any other file.
@@ -242,11 +245,27 @@ def _licence(card: Mapping[str, Any], licence: str | None) -> str:
 
 
 def scrubbed(tree: Any) -> Any:
-    """The tree without paths of this machine: an absolute path, or one that begins with ~, keeps its last part."""
+    """The tree, its keys too, with paths of this machine (absolute, or beginning with ~) cut to their last part.
+
+    What precedes a path stays, and so does a model after it: "folder:/data/pets" becomes "folder:pets", and
+    "/data/a.pt@ViT-B-32/openai" becomes "a.pt@ViT-B-32/openai". Everything else after a path counts as a part of it,
+    since a path may hold any character.
+    """
     if isinstance(tree, Mapping):
-        return {key: scrubbed(value) for key, value in tree.items()}
+        return {scrubbed(key): scrubbed(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [scrubbed(value) for value in tree]
-    if isinstance(tree, str) and (tree.startswith("~") or Path(tree).is_absolute()):
-        return Path(tree).name
-    return tree
+        return type(tree)(scrubbed(value) for value in tree)
+    found = BEFORE_PATH.search(tree) if isinstance(tree, str) else None
+    return tree if found is None else tree[: found.end()] + _last_part(tree[found.end() :])
+
+
+def _last_part(path: str) -> str:
+    """ "PATH" or "PATH@MODEL" without the folders of the path."""
+    for place in (index for index in reversed(range(len(path))) if path[index] == "@"):
+        model = path[place + 1 :]
+        architecture, _, tag = model.partition("/")
+        known = tag and architecture.casefold() in map(str.casefold, open_clip.list_models())
+        # Otherwise the @ is in a folder's name, as in /home/user@company/a.pt.
+        if known or "/" not in model or model.startswith(HUB_PREFIX) or BEFORE_PATH.match(model):
+            return f"{_last_part(path[:place])}@{scrubbed(model)}"
+    return Path(path).name
