@@ -172,7 +172,12 @@ def test_the_configuration_of_a_module(name: str) -> None:
 
 
 def test_a_text_tower_of_transformers_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+    }
     BertConfig(vocab_size=100, **sizes).save_pretrained(tmp_path)
     monkeypatch.setattr(architectures, "_text_tower_folder", lambda name: tmp_path)
     config = {**CONFIG, "text_cfg": {"hf_model_name": "owner/name"}}

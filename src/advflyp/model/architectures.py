@@ -13,8 +13,8 @@ import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import PatchDropout, QuickGELU, TextTransformer, VisionTransformer
-from timm.layers import to_2tuple
 from timm.layers.drop import DropPath
+from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -221,7 +221,8 @@ def embeds_as(net: Any, model_cfg: Mapping[str, Any]) -> bool:
     tokens = torch.randint(1, text.vocab_size, (2, length), generator=noise)
     tokens[:, length // 2] = text.vocab_size - 1  # the end; the rest of the second text is padding
     tokens[1, length // 2 + 1 :] = 0
-    images = torch.randn(1, 3, *to_2tuple(net.visual.image_size), generator=noise)
+    size: Any = to_2tuple(net.visual.image_size)
+    images = torch.randn((1, 3, *size), generator=noise)
     other = _of_the_same_weights(net, model_cfg)
     modes = [(module, module.training) for module in net.modules()]
     try:

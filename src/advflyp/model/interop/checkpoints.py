@@ -136,14 +136,14 @@ def _bare(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     return state
 
 
-def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str], file: str) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], new_name: Callable[[str], str], file: str) -> dict[str, Tensor]:
     """The tensors by other names. ValueError if two that differ get the same one: either could be meant."""
     found: dict[str, Tensor] = {}
     for key, value in state.items():
-        other = found.setdefault(rename(key), value)
+        other = found.setdefault(new_name(key), value)
         if other.shape != value.shape or other.dtype != value.dtype or not torch.equal(other, value):
             raise ValueError(
-                f"{file} holds two different tensors that are both {rename(key)}; save the state dict of one model"
+                f"{file} holds two different tensors that are both {new_name(key)}; save the state dict of one model"
             )
     return found
 
