@@ -154,9 +154,9 @@ def test_evidence(tmp_path: Path, cells: list[Cell]) -> None:
     assert "give other counts" in judged(tmp_path, checked, strict).refused
     for path in samples_folder(store).glob("*.parquet"):
         path.write_bytes(b"PAR1")
-    assert "cannot be read" in judged(tmp_path, checked, strict).refused, (
-        "one who sends nonsense stops no others"
-    )
+    refused = judged(tmp_path, checked, strict).refused
+    assert "cannot be read" in refused, "one who sends nonsense stops no others"
+    assert str(tmp_path) not in refused and "sent.samples/" in refused, "no folder of this machine is shown"
 
 
 def test_the_same_weights_once_and_names_of_the_zoo() -> None:

@@ -267,7 +267,8 @@ def _unproven(cell: Cell, protocol: Protocol, store: Path, is_ours: bool) -> str
     try:
         samples = read_samples(store, cell)
     except ValueError as error:
-        return f"{where}: {error}"
+        # A page for others shows no folder of this machine.
+        return f"{where}: {str(error).replace(f'{store.parent}/', '')}"
     if (len(samples.correct), int(samples.correct.sum())) != (cell.n, cell.correct):
         return f"{where}: the predictions for every image give other counts"
     if _per_class(samples) != {label: list(pair) for label, pair in cell.per_class.items() if pair[1]}:
