@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from outputs import (
 
 from advflyp.cli.arguments import parse
 from advflyp.cli.main import main, split_recipe_keys
+from advflyp.data.sets import catalogue
+from advflyp.evaluation.results import Cell
 from advflyp.paper.study import read_study
 from advflyp.recipes import find_recipe
 from advflyp.report.measure.estimates import Condition
@@ -237,6 +240,12 @@ def test_drift_is_what_lies_outside_the_intervals() -> None:
     first = re.search(r"clean +(\d+\.\d)", recall)
     assert first is not None
     assert len(drift(recall, recall.replace(first[1], f"{float(first[1]) - 12:.1f}", 1))) == 1
+
+
+def test_pages_name_every_field_of_a_cell_and_count_the_sets() -> None:
+    (listed,) = re.findall(r"One JSON line: `([^`]+)`", (ROOT / "docs/design.md").read_text())
+    assert sorted(listed.replace("\n", " ").split(", ")) == sorted(field.name for field in fields(Cell))
+    assert f"the {len(catalogue.TABLE)} datasets of [docs/sets.md]" in (ROOT / "README.md").read_text()
 
 
 def test_the_quickstart_is_that_of_the_bundled_results() -> None:

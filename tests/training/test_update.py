@@ -328,6 +328,9 @@ def test_one_step_that_is_not_enough(recipe: Path, tmp_path: Path) -> None:
     assert state["progress"]["attack_steps"] == 2 and read_card(tmp_path / "run")["attack_steps"] == 2
     accuracies = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
     assert ["fgsm" in line for line in accuracies] == [True, True, False]
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text().partition("## metrics.jsonl")[2]
+    written = {re.sub("loss/.*", "loss/NAME", key) for line in read_metrics(tmp_path / "run") for key in line}
+    assert written <= set(re.findall(r"`([\w/]+)`", page)), "what a run writes is documented"
 
 
 def test_running_statistics_are_those_of_all_ranks(tiny_rn_folder: Path) -> None:

@@ -61,7 +61,7 @@ Pairs = Annotated[
     Arg(
         "PAIRS",
         input="there are no pairs at",
-        help="What data.train takes: a folder, shards, a CSV, TSV, JSONL or Parquet table, or hf:NAME.",
+        help="A folder, shards, a CSV, TSV, JSONL or Parquet table, or hf:NAME, as for data.train.",
     ),
 ]
 FirstPairs = Annotated[int, Arg(help="The first N pairs (default: all).")]

@@ -272,7 +272,8 @@ def pack(
     Args:
         out: New folder for the shards.
         per_shard: Pairs per shard.
-        resize: Shrink larger images to this shorter side, in pixels (default: every file stays as it is).
+        resize: Shrink larger images to this shorter side, in pixels (default: none). JPEG, PNG and WebP files that need
+            no shrinking stay as they are; all else becomes JPEG of quality 95.
     """
     from advflyp.data.pairs.tables import Columns
     from advflyp.data.tools.pack import pack

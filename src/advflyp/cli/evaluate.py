@@ -353,7 +353,7 @@ def _save_interpolated(original: str, robust: str, alpha: float, folder: Path, d
     from advflyp.model.load import load_model
     from advflyp.model.mix import interpolate
 
-    mixed = interpolate(*(load_model(name, device=device) for name in (original, robust)), alpha)
+    mixed = interpolate(load_model(original, device=device), load_model(robust, device=device), alpha)
     save_model(mixed, folder, {"alpha": alpha, "original": original, "robust": robust, **card_of(mixed)})
     say(f"the model is {folder}")
 

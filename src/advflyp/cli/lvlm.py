@@ -40,7 +40,7 @@ def evaluate(
         tasks: coco, flickr30k, vqav2, textvqa, vizwiz, pope-random, pope-popular or pope-adversarial.
         vision: The model whose image tower replaces the LLaVA's own; any name that `advflyp eval` takes.
         attack: robustvlm (its protocol), encoder (pushes images towards other samples' captions in the tower's own
-            CLIP), apgdN or pgdN (N steps on the first reference), or encoder-patchesN.
+            CLIP), apgdN or pgdN (N steps on the first reference), encoder-patchesN, encoderN or encoder-bothN.
         eps: Radii in pixels of [0, 1], for example 2/255 4/255.
         limit: N random samples of each task (default: the protocol's, 500).
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.

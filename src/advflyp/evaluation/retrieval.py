@@ -124,7 +124,7 @@ def retrieval(
 
     Args:
         model: A model or the name of one.
-        pairs: Whatever `data.train` takes: a folder, shards, a table, hf:NAME; each line of a text is a caption.
+        pairs: A folder, shards, a table or hf:NAME, as for `data.train`; each line of a text is a caption.
         attacks: "clean", "pgdN" on −log Σ_own softmax of an image's similarities τ⁻¹·cos to all captions, "cwN" on the
             margin of the best foreign caption over the best own one, or such objects; each image is attacked by itself.
         eps: Radii in pixels of [0, 1]; each attack but "clean" is run at each.

@@ -99,7 +99,7 @@ PROTOCOLS = {one.name: one for one in (ROBUSTVLM, ENCODER)}
 
 
 def find_protocol(name: str) -> LVLMProtocol:
-    """A protocol by name, or one attack ("apgdN", "pgdN", "encoderN", "encoder-patchesN") on the first reference.
+    """A protocol by name, or one attack on the first reference ("apgdN", "pgdN") or the tower ("encoder-patchesN", …).
 
     Raises:
         ValueError: There is no such protocol or attack.

@@ -45,7 +45,7 @@ class CaptionedImages:
     """The images of `pairs` and their captions; samples that cannot be used are in `unreadable`, {key: reason}.
 
     Attributes:
-        pairs: Whatever `data.train` takes: a folder, shards, a table, hf:NAME.
+        pairs: A folder, shards, a table or hf:NAME, as for `data.train`.
         limit: Use only this many images, drawn by `seed`; a smaller limit draws a subset of a larger one's.
         columns: The columns of a table.
         usable: Number of usable images before the limit.
