@@ -140,6 +140,7 @@ def test_a_run_on_a_gpu_goes_on_on_a_cpu(
     assert load_checkpoint(checkpoints(tmp_path / "run/checkpoints")[-1])["processes"][0].keys() == {
         "position",
         "dirt",
+        "method",
         "rng",
     }
 
