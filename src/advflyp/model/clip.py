@@ -112,7 +112,8 @@ class CLIP(InPrecision, nn.Module):
         if not embeds_as(net, config):
             raise ValueError(
                 f"{name} embeds differently from its architecture with the same weights, which a saved model would not "
-                "do: undo what was changed in it, such as a hook, a method or a mask"
+                "do: undo what was changed in it, such as a hook, a method or a mask; to evaluate a defence, add it to "
+                "the model that from_open_clip returns"
             )
         settings = dict(get_model_preprocess_cfg(net))
         # The string of a transform states all its settings.
