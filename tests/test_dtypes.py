@@ -150,8 +150,9 @@ def test_attacks_on_a_device_without_float64(name: str, norm: Literal["linf", "l
 
 def test_mixtures_on_a_device_without_float64(device: str) -> None:
     def models(device: str) -> list[Any]:
-        made = [nn.Linear(3, 2) for _ in range(2)]
+        made: list[Any] = [nn.Linear(3, 2) for _ in range(2)]
         for seed, model in enumerate(made):
+            model.card = {}
             for name, value in list(model.named_parameters()):
                 x = torch.rand(value.shape, generator=torch.Generator().manual_seed(seed))
                 setattr(model, name, nn.Parameter(x.to(device)))
