@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from advflyp.data.lineage import was_trained_on
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import BUNDLED, card_of, read_card, save_model, weights_sha256
 from advflyp.model.load import ModelConfig, load_model, start_from
@@ -221,3 +222,14 @@ def test_a_text_tower_that_does_not_fit(tiny_folder: Path) -> None:
         ValueError, match=r"model\.text: the text towers of mini and .* have different shapes"
     ):
         start_from(ModelConfig(name=str(tiny_folder), text="mini"))
+
+
+def test_a_checkpoint_knows_what_its_model_was_trained_on(tiny: CLIP, tmp_path: Path) -> None:
+    """Its own data are not known, those of the model that it was finetuned from are."""
+    save_model(tiny, tmp_path / "base", {"trained_on": ["mini/food"], "step": 3})
+    torch.save(tiny.net.state_dict(), tmp_path / "x.pt")
+    torch.save(tiny.visual.state_dict(), tmp_path / "y.pt")
+    for file in ("x.pt", "y.pt"):
+        model = load_model(f"{tmp_path / file}@{tmp_path / 'base'}")
+        assert card_of(model) == {"trained_on": ["mini/food"]}
+        assert was_trained_on(card_of(model), "mini/food")

@@ -290,6 +290,8 @@ def _from_checkpoint(path: Path, base: str | None, name: str, shown: str | None 
     else:
         raise ValueError(lacks_base(weights))
     fill(model.net, weights, base)
+    # Its own data are not known, but those of the model it was finetuned from are.
+    model.card = united(card_of(model))
     model.name = name
     return model
 
