@@ -258,7 +258,7 @@ def _report_skipped(run: TrainingRun, log: AnyLog) -> None:
 
 
 def _write_line(run: TrainingRun, updated: Updated, log: AnyLog) -> None:
-    """Log the metrics of the steps since the last line; `RunError` if a loss or gradient is not finite."""
+    """Log the metrics of the steps since the last line; `Diverged` if a loss or gradient is not finite."""
     state = run.state
     metrics = run.meter.line(finite_means(run), run.device, run.precision.precision)
     if run.recipe.attack.steps > 0:
