@@ -14,9 +14,10 @@ import torch
 from huggingface_hub import constants
 
 from advflyp.cli.main import main
+from advflyp.evaluation.suite import evaluate
 from advflyp.model import repository
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import weights_sha256
+from advflyp.model.folder import CARD_FILE, card_of, read_card, weights_sha256
 from advflyp.model.interop.export import export_model
 from advflyp.model.load import load_model
 from hubserver import NOWHERE, TOKEN, Hub, use_hub
@@ -67,6 +68,22 @@ def test_repositories(
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
         assert weights_sha256(load_model("hf-hub:some/clip")) == weights_sha256(model)
     assert len(hub.served) == served
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "hf"])
+def test_cards(kind: str, hub: Hub, cache: Path, exported: Callable[[str], Path], tmp_path: Path) -> None:
+    """What a model of the hub was trained on is known here too."""
+    folder = shutil.copytree(exported(kind), tmp_path / "trained")
+    card = {**read_card(folder), "trained_on": ["mini/food"]}
+    (folder / CARD_FILE).write_text(json.dumps(card))
+    hub.add("some/clip", folder)
+    assert card_of(load_model("hf-hub:some/clip")) == card
+    (cell,) = evaluate("hf-hub:some/clip", ["mini/food"], ["clean"], limit=2, device="cpu")
+    assert cell.seen
+    (folder / CARD_FILE).write_text("[]")
+    hub.add("other/clip", folder)
+    with pytest.raises(ValueError, match="hf-hub:other/clip: .*card.json"):
+        load_model("hf-hub:other/clip")
 
 
 @pytest.mark.parametrize("kind", ["open_clip", "hf"])

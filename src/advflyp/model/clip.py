@@ -35,7 +35,8 @@ class CLIP(InPrecision, nn.Module):
         tokenizer: List of N texts → (N, context) int64 tokens.
         config: {"model_cfg": …, "preprocess_cfg": …}, open_clip's own format; what a checkpoint stores.
         name: What the user asked for; recorded in results.
-        card: The model card of weights that were computed, as a mixture's; None for those of a file: see `card_of`.
+        card: The model card of computed weights, as a mixture's, and of the hub's; None for those of a file: see
+            `card_of`.
 
     After `model.double()` it computes everything in float64; read "float32" below as float64 then.
     """

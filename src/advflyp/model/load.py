@@ -32,7 +32,7 @@ from advflyp.devices import pick_device as pick_device
 from advflyp.model.architectures import ARCHITECTURES, architecture_config, architecture_names
 from advflyp.model.build import CONFIG_FILE, build_net
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import BEST, BUNDLED, card_of, check_finite, load_folder
+from advflyp.model.folder import BEST, BUNDLED, card_of, check_finite, load_folder, read_card
 from advflyp.model.from_hub import fetch_model, refuse_classifiers
 from advflyp.model.interop.checkpoints import SUFFIXES, fill, lacks_base, read_checkpoint
 from advflyp.model.interop.hf_folder import (
@@ -216,8 +216,12 @@ def _from_hub(address: Address, name: str, entry: Entry | None = None) -> CLIP:
         if address.file is not None:
             return _from_checkpoint(path, address.base, name, Address(repository.name, address.file).name)
         if (path / CONFIG_FILE).is_file():
-            return load_folder(path, name, None if entry else repository.name)
-        return _from_transformers(path, name, address.base)
+            model = load_folder(path, name, None if entry else repository.name)
+        else:
+            model = _from_transformers(path, name, address.base)
+        if entry is None:
+            model.card = read_card(path)  # the zoo has its own cards
+        return model
     except ValueError as error:
         if repository.cached:
             raise ValueError(f"{name} (the hub did not answer; its cache may lack files): {error}") from None
