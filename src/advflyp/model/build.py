@@ -19,12 +19,7 @@ from advflyp.config import convert
 from advflyp.documents import read_json
 from advflyp.model.architectures import check_size, new_net
 from advflyp.model.tokenizers import has_tokenizer, shortened
-from advflyp.model.weights_file import (
-    check_floating,
-    check_weights_file,
-    read_weights_file,
-    stored_floating,
-)
+from advflyp.model.weights_file import check_floating, read_weights_file
 
 CONFIG_FILE = "open_clip_config.json"
 # In the order in which open_clip looks for them in a folder.
@@ -90,14 +85,13 @@ def build_net(
 
 
 def _load_weights(net: nn.Module, path: Path) -> None:
-    check_weights_file(path)
+    stored = read_weights_file(path)  # memory-mapped by all but the oldest formats
     try:
+        # It reads the file again, and converts what other projects have saved.
         open_clip.load_checkpoint(net, str(path), weights_only=True)  # type: ignore[arg-type]
-    except Exception as error:  # a damaged file may raise anything
-        # If the file itself is at fault, this raises a more specific error.
-        read_weights_file(path)
+    except Exception as error:  # a file with other contents may raise anything
         raise ValueError(f"the weights in {path} are not those of this model: {shortened(error)}") from None
-    check_floating(stored_floating(path), net.state_dict(), path)
+    check_floating(stored.get("state_dict", stored), net.state_dict(), path)
 
 
 def read_open_clip_config(folder: Path) -> dict[str, Any]:

@@ -101,44 +101,21 @@ def open_weights(path: Path) -> BinaryIO:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
 
-def check_weights_file(path: Path) -> None:
-    """ValueError for a torch checkpoint that would unpack to more memory than its size; it is not loaded."""
-    with open_weights(path) as file:
-        head = file.read(2)
-    if head == b"PK":
-        _check_zip(path)
-    elif _is_pickle(head):
-        _check_pickles(path)
-
-
-def check_floating(stored: Mapping[str, bool], own: Mapping[str, Tensor], file: object) -> None:
+def check_floating(stored: Mapping[str, Any], own: Mapping[str, Tensor], file: object) -> None:
     """ValueError if a weight of a model is stored as whole numbers or booleans, which torch would turn into weights.
 
     Args:
-        stored: Whether each stored tensor is of floating-point numbers. It counts as a weight if its name ends as that
-            of one of the model, whatever wrappers or other releases put before it.
+        stored: What a file holds. A tensor counts as a weight if its name ends as that of one of the model, whatever
+            wrappers or other releases put before it.
         own: The model's tensors.
         file: The file, in the message.
     """
     weights = {key.rpartition(".")[2] for key, value in own.items() if value.is_floating_point()}
-    for key, floating in stored.items():
-        if not floating and key.rpartition(".")[2] in weights:
+    for key, value in stored.items():
+        if isinstance(value, Tensor) and not value.is_floating_point() and key.rpartition(".")[2] in weights:
             raise ValueError(
                 f"{file} stores {key} as whole numbers, which are no weights; save it as float32 or float16"
             )
-
-
-def stored_floating(path: Path) -> dict[str, bool]:
-    """Whether each tensor in a readable file of weights, or in the state dict in it, is of floating-point numbers."""
-    with open_weights(path) as file:
-        is_safetensors = file.read(9)[8:] == b"{"
-    if is_safetensors:
-        with safetensors.safe_open(path, "pt") as header:
-            kinds = {key: header.get_slice(key).get_dtype() for key in header.keys()}  # noqa: SIM118, no mapping
-        return {key: kind.startswith(("F", "BF")) for key, kind in kinds.items()}
-    content = read_weights_file(path)
-    state = content.get("state_dict", content)
-    return {key: value.is_floating_point() for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _is_pickle(head: bytes) -> bool:

@@ -184,7 +184,7 @@ def fill(net: torch.nn.Module, weights: Weights, base: str) -> None:
     """
     own = net.state_dict()
     state = _renamed(weights.state, lambda key: _as_in(own, key), weights.file)
-    check_floating({key: value.is_floating_point() for key, value in state.items()}, own, weights.file)
+    check_floating(state, own, weights.file)
     expected = [key for key in own if weights.whole or key.startswith("visual.")]
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own and key.rpartition(".")[2] not in CONSTANTS]

@@ -98,9 +98,7 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
         _check_epsilon(text, net.text if hasattr(net, "text") else net.transformer)
         shapes = {key: value.shape for key, value in net.state_dict().items()}
         found = convert(state, shapes, names, to_theirs=False)
-        check_floating(
-            {key: value.is_floating_point() for key, value in found.items()}, net.state_dict(), folder
-        )
+        check_floating(found, net.state_dict(), folder)
     except KeyError as error:
         raise ValueError(
             f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: one of them lacks {error}"
