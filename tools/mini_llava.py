@@ -188,8 +188,7 @@ def untrained(width: int, layers: int, words: int) -> LVLM:
     own = net.model.vision_tower
     getattr(own, "vision_model", own).load_state_dict(tower.vision_model.state_dict())
     mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
-    model = LVLM(net, tokenizer, template, mean=mean, std=std, name="mini-llava")
-    return model
+    return LVLM(net, tokenizer, template, mean=mean, std=std, name="mini-llava")
 
 
 def template(prompt: str) -> str:

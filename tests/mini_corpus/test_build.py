@@ -15,7 +15,7 @@ from tools.mini_corpus import build as builder
 from tools.mini_corpus import fetch as fetching
 from tools.mini_corpus.clipart import read_flashcards
 from tools.mini_corpus.read import finish
-from tools.mini_corpus.sets import CIFAR_CLASSES, cifar, fashion, on_demand_sets
+from tools.mini_corpus.sets import CIFAR_CLASSES, cifar, fashion, on_demand_set
 from tools.mini_corpus.sources import SOURCES, source
 
 MAMMALS = ("dog face", "cat face", "cow", "pig", "fox", "bear")
@@ -114,7 +114,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     archive = tmp_path / "archive"
     archive.write_bytes(b"a package")
-    monkeypatch.setattr(builder, "fetch", lambda row, work, say: (root / row.name, archive, row.version))
+    monkeypatch.setattr(builder, "fetch", lambda row, work: (root / row.name, archive, row.version))
     return root
 
 
@@ -188,12 +188,15 @@ def test_the_embedded_part_is_a_part(packages: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_sets_on_demand_join_a_corpus_and_a_corpus_joins_them(packages: Path, tmp_path: Path) -> None:
+def test_sets_on_demand_join_a_corpus_and_a_corpus_joins_them(
+    packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = tmp_path / "corpus"
     builder.build(corpus, work=tmp_path, full=True)
     both = tmp_path / "both"
-    said: list[str] = []
-    builder.build_sets(["stamps", "openmoji"], both, tmp_path, corpus=corpus, say=said.append)
+    capsys.readouterr()
+    builder.build_sets(["stamps", "openmoji"], both, tmp_path, corpus=corpus)
+    said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["drawing", "looking"], "before each step that takes long"
     assert list(json.loads((both / "sets.json").read_text())) == ["stamps", "openmoji"]
     manifest = builder.build(both, work=tmp_path, full=True)
@@ -233,7 +236,7 @@ def test_a_flashcard_is_a_class_if_training_names_it(tmp_path: Path) -> None:
         path.touch()
     items = finish(source("pysiogame"), read_flashcards(source("pysiogame"), tmp_path))
     assert [Path(item.path).stem for item in items] == ["cow", "gnu", "guinea_pig", "ice_cream"]
-    (plan,) = on_demand_sets(["flashcards"], items, 0, {}, named={"cow", "guinea pig", "ice cream", "apple"})
+    plan = on_demand_set("flashcards", items, 0, {}, named={"cow", "guinea pig", "ice cream", "apple"})
     assert plan.classes == ["cow", "guinea pig", "ice cream"] and plan.gives_way and plan.split == "test"
     assert {
         items[n].name: plan.classes[label] for n, label in zip(plan.members, plan.labels, strict=True)
@@ -297,15 +300,16 @@ def test_a_missing_client_is_named(name: str, tmp_path: Path, monkeypatch: pytes
         fetching.fetch(source(name), tmp_path / "work")
 
 
-def test_a_failing_client_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_client_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     client = tmp_path / "npm"
     client.write_text("#!/bin/sh\necho 'no such package' >&2\nexit 1\n")
     client.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    said: list[str] = []
     with pytest.raises(ValueError, match=r"npm pack could not fetch @iconify-json/noto .*no such package"):
-        fetching.fetch(source("noto"), tmp_path / "work", said.append)
-    (line,) = said
+        fetching.fetch(source("noto"), tmp_path / "work")
+    (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("fetching @iconify-json/noto ") and "npm; licence: Apache-2.0" in line
     assert not list((tmp_path / "work" / "archives").iterdir())
 

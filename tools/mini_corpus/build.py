@@ -15,7 +15,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ from advflyp.data.mini import EMBEDDED, ON_DEMAND, full_corpus_folder, proxy_con
 from advflyp.data.mini.captions import caption
 from advflyp.data.mini.compose import MANIFEST
 from advflyp.data.mini.shards import read_shards
-from advflyp.files import draft_folder, names_in, publish_folder
+from advflyp.files import draft_folder, file_sha256, names_in, publish_folder
 from advflyp.terminal import say
 from advflyp.wording import counted
 from tools.mini_corpus import neardup
 from tools.mini_corpus.clipart import read_clipart, read_flashcards, read_stamps
 from tools.mini_corpus.emoji import EmojiTable
-from tools.mini_corpus.fetch import fetch, silent
+from tools.mini_corpus.fetch import fetch
 from tools.mini_corpus.read import Item, draw, finish, read_icons
 from tools.mini_corpus.render import SIZE, encode_webp, fit, on_white, render_svg, require_renderer
-from tools.mini_corpus.sets import SetPlan, embedded_sets, on_demand_sets, without
-from tools.mini_corpus.shards import sha256, write_json, write_tar
+from tools.mini_corpus.sets import SetPlan, embedded_sets, on_demand_set, without
+from tools.mini_corpus.shards import write_json, write_tar
 from tools.mini_corpus.sources import SOURCES, TWINS, Source, source
 
 PAIRS_PER_SHARD = 2000
@@ -47,9 +47,7 @@ PAIRS_PER_SHARD = 2000
 READERS = {"openclipart": read_clipart, "tuxpaint": read_stamps, "pysiogame": read_flashcards}
 
 
-def build(
-    out: Path, *, work: Path, full: bool, seed: int = 0, say: Callable[[str], None] = silent
-) -> dict[str, Any]:
+def build(out: Path, *, work: Path, full: bool, seed: int = 0) -> dict[str, Any]:
     """Build training pairs and labelled sets into `out`.
 
     Args:
@@ -57,7 +55,6 @@ def build(
         work: Folder that keeps the downloaded packages.
         full: Whether to build every pair, or only the part that the package carries.
         seed: Random seed of the sets and of the pairs' order.
-        say: Called with a line before every long step.
 
     Returns:
         The manifest.
@@ -67,7 +64,7 @@ def build(
     """
     if "pairs" in _present(out):
         raise ValueError(f"{out} holds a corpus already; remove it or give another folder")
-    material = collect([s for s in SOURCES if s.role != "demand"], work, say)
+    material = collect([s for s in SOURCES if s.role != "demand"], work)
     items, images = material.items, material.images
     plans = embedded_sets(items, material.folders["fashion-mnist"], seed)
     say(f"looking for near-duplicates among {counted(len(images), 'image')}")
@@ -84,7 +81,7 @@ def build(
             part = train[start : start + PAIRS_PER_SHARD]
             path = staging / f"train-{number:04d}.tar.gz"
             write_tar(path, (member for n in part for member in _pair(items[n], images[n], seed)))
-            files[path.name] = {"sha256": sha256(path), "count": len(part)}
+            files[path.name] = {"sha256": file_sha256(path), "count": len(part)}
         files |= _write_sets(staging, plans, items, images, proxy)
         manifest = {
             "seed": seed,
@@ -98,12 +95,7 @@ def build(
 
 
 def build_sets(
-    names: Sequence[str],
-    out: Path,
-    work: Path,
-    seed: int = 0,
-    corpus: Path = EMBEDDED,
-    say: Callable[[str], None] = silent,
+    names: Sequence[str], out: Path, work: Path, seed: int = 0, corpus: Path = EMBEDDED
 ) -> dict[str, Any]:
     """Build the sets `names` of `ON_DEMAND` into `out`, beside a corpus that it may hold.
 
@@ -114,17 +106,16 @@ def build_sets(
             raise ValueError(f"there is no set '{name}' to build; there are {' and '.join(ON_DEMAND)}")
     _present(out)
     demanded = {ON_DEMAND[name] for name in names}
-    material = collect([s for s in SOURCES if s.role == "names" or s.name in demanded], work, say)
+    material = collect([s for s in SOURCES if s.role == "names" or s.name in demanded], work)
     say("looking for images that the training pairs hold, too")
     training, metas = read_shards(corpus)
     proxy = proxy_concepts(meta["concept"] for meta in metas)
     named = {meta[key] for meta in metas for key in ("name", "concept")}
-    plans = [
-        without(plan, {match.query for match in neardup.find(_on_white(plan, material.images), training[:])})
-        for plan in on_demand_sets(
-            list(dict.fromkeys(names)), material.items, seed, material.folders, named=named
-        )
-    ]
+    plans = []
+    for name in dict.fromkeys(names):
+        plan = on_demand_set(name, material.items, seed, material.folders, named)
+        matches = neardup.find(_on_white(plan, material.images), training[:])
+        plans.append(without(plan, {match.query for match in matches}))
     with _staging(out) as staging:
         files = _write_sets(staging, plans, material.items, material.images, proxy)
         manifest = {"seed": seed, "sources": material.rows(Counter(), plans), "files": files}
@@ -156,13 +147,13 @@ class Material:
         ]  # fmt: skip
 
 
-def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = silent) -> Material:
+def collect(wanted: Sequence[Source], work: Path) -> Material:
     """Fetch, read and render sources; images that cannot be drawn are skipped."""
     require_renderer()
     folders, packages = {}, []
     for s in wanted:
-        folders[s.name], archive, version = fetch(s, work, say)
-        packages.append((s, version, sha256(archive)))
+        folders[s.name], archive, version = fetch(s, work)
+        packages.append((s, version, file_sha256(archive)))
     table = EmojiTable.read(folders["emojibase"])
     items: list[Item] = []
     for s in wanted:
@@ -214,22 +205,6 @@ def separate(
     return dropped | twins, kept, report
 
 
-def statistics(folder: Path = EMBEDDED) -> dict[str, Any]:
-    """The figures that the documentation quotes: pairs per kind, captions, sets, bytes."""
-    _, metas = read_shards(folder)
-    sets = json.loads((folder / "sets.json").read_text("utf-8"))
-    return {
-        "pairs": len(metas),
-        "pairs per style": dict(Counter(meta["style"] for meta in metas).most_common()),
-        "pairs per source": dict(Counter(meta["source"] for meta in metas).most_common()),
-        "different names": len({meta["name"] for meta in metas}),
-        "pairs with keywords": sum(bool(meta["tags"]) for meta in metas),
-        "proxy classes": len(proxy_concepts(meta["concept"] for meta in metas)),
-        "sets": {name: {"pictures": s["n"], "classes": len(s["classes"])} for name, s in sets.items()},
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-    }
-
-
 def _render(drawing: tuple[str, str]) -> np.ndarray | None:
     svg, path = drawing
     try:
@@ -263,7 +238,7 @@ def _write_sets(
             members += [(f"{key}.webp", encode_webp(image, 80)), (f"{key}.cls", b"%d" % label)]
         name = "val.tar.gz" if plan.split == "val" else f"sets/{plan.name}.tar.gz"
         write_tar(folder / name, members)
-        files[name] = {"sha256": sha256(folder / name), "count": len(plan)}
+        files[name] = {"sha256": file_sha256(folder / name), "count": len(plan)}
         # An image is covered when its own concept or its class's name is a class of the proxy set.
         concepts = [items[n].concept for n in plan.members] or [None] * len(plan)
         covered = [
@@ -336,9 +311,9 @@ def main() -> None:
     work = given.work or full_corpus_folder().with_name("mini-packages")
     try:
         if given.sets:
-            build_sets(given.sets, given.out, work, say=say)
+            build_sets(given.sets, given.out, work)
         else:
-            build(given.out, work=work, full=not given.embedded, say=say)
+            build(given.out, work=work, full=not given.embedded)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     say(f"done: {given.out}")

@@ -41,7 +41,8 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
     folder = BUNDLED / name
     # A card is read on other machines, so it must hold no paths of this one.
     recipe = scrubbed(card["recipe"])
-    before = _pairs_seen(card["recipe"]["model"]["name"])
+    # What the run started from; nothing for random weights.
+    before = read_card(card["recipe"]["model"]["name"]).get("pairs_seen", 0)
     # The accuracies have to be those of the rounded weights that users get.
     models = [load_model(path) for path in (run, *average)]
     save_model(mix(models, [1 / len(models)] * len(models)), folder, card, half=True)
@@ -77,11 +78,6 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
         half=True,
     )
     return accuracy
-
-
-def _pairs_seen(start: str) -> int:
-    """How many pairs the model that a run started from had been trained on; 0 for random weights."""
-    return read_card(start).get("pairs_seen", 0)
 
 
 def hardware() -> str:

@@ -3,23 +3,16 @@
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from advflyp.files import draft_folder, move
+from advflyp.terminal import say
 from tools.mini_corpus.sources import Source
 
 
-def silent(line: str) -> None:
-    """Ignores progress messages."""
-
-
-def fetch(source: Source, work: Path, say: Callable[[str], None] = silent) -> tuple[Path, Path, str]:
+def fetch(source: Source, work: Path) -> tuple[Path, Path, str]:
     """Download and unpack a source's package unless `work` has it; returns its files, its archive and its version.
-
-    Args:
-        say: Called with a line before each download.
 
     ValueError if a client is missing or the package cannot be had.
     """

@@ -151,28 +151,18 @@ def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> lis
     ]
 
 
-def on_demand_sets(
-    names: Sequence[str],
-    items: Sequence[Item],
-    seed: int,
-    folders: Mapping[str, Path],
-    named: Collection[str | None],
-) -> list[SetPlan]:
-    """The sets `names`, which are built only on the user's machine.
-
-    Args:
-        names: Of `ON_DEMAND`.
-        items: What their sources hold, as read.
-        seed: Of every random choice.
-        folders: Those of their sources.
-        named: What the training pairs show, by name.
-    """
-    return [_on_demand(name, items, seed, folders, named) for name in names]
-
-
-def _on_demand(
+def on_demand_set(
     name: str, items: Sequence[Item], seed: int, folders: Mapping[str, Path], named: Collection[str | None]
 ) -> SetPlan:
+    """A set that is built only on the user's machine.
+
+    Args:
+        name: One of `ON_DEMAND`.
+        items: What the sources hold, as read.
+        seed: Of every random choice.
+        folders: Those of the sources.
+        named: What the training pairs show, by name.
+    """
     chosen = [n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label]
     match name:
         case "fashion-train":

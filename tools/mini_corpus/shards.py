@@ -1,7 +1,6 @@
 """The corpus's files: their bytes depend on nothing but their content."""
 
 import gzip
-import hashlib
 import io
 import json
 import tarfile
@@ -28,9 +27,3 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
 def write_json(path: Path, value: object) -> None:
     """Readable JSON, UTF-8."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
