@@ -385,11 +385,11 @@ def _shown(value: Any) -> str:
 
 def as_tree(config: Any) -> dict[str, Any]:
     """A dataclass as a nested mapping that TOML can hold (None is left out, since it is the default)."""
-    tree = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            tree[field.name] = as_tree(value)
-        elif value is not None:
-            tree[field.name] = list(value) if isinstance(value, tuple) else value
-    return tree
+    return dataclasses.asdict(
+        config,
+        dict_factory=lambda pairs: {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in pairs
+            if value is not None
+        },
+    )

@@ -5,8 +5,6 @@ imports torch, which takes seconds: keys are read from the source of the datacla
 """
 
 import ast
-import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -233,10 +231,18 @@ def _described(table: str, keys: Mapping[str, Key]) -> list[str]:
 
 @cache
 def _keys(where: str) -> dict[str, Key]:
+    import docstring_parser
+
     file, name = where.split()
     tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
     node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    helps = _helps(inspect.cleandoc(ast.get_docstring(node) or ""))
+    # "name: text" or "name, name: text".
+    explained = docstring_parser.parse(ast.get_docstring(node) or "", docstring_parser.DocstringStyle.GOOGLE)
+    helps = {
+        key: " ".join((one.description or "").split())
+        for one in explained.params
+        for key in one.arg_name.split(", ")
+    }
     return {
         field.target.id: Key(
             None if field.value is None else ast.unparse(field.value), helps.get(field.target.id, "")
@@ -244,19 +250,3 @@ def _keys(where: str) -> dict[str, Key]:
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
-
-
-def _helps(docstring: str) -> dict[str, str]:
-    """Name → text, from a docstring with lines "name: text" or "name, name: text" and indented continuation lines."""
-    found: dict[str, str] = {}
-    names, indent = [], ""
-    for line in docstring.splitlines():
-        entry = re.match(r"( *)(\w+(?:, \w+)*): +(\S.*)", line)
-        if entry and not (names and len(entry[1]) > len(indent)):
-            indent, names = entry[1], entry[2].split(", ")
-            found |= dict.fromkeys(names, entry[3])
-        elif names and line.startswith(f"{indent} "):
-            found |= {name: f"{found[name]} {line.strip()}" for name in names}
-        else:
-            names = []
-    return found
