@@ -3,14 +3,13 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advflyp.attack.checks import (
     check_batch,
@@ -121,7 +120,7 @@ class Attack(ABC):
         result = images.clone()
         # A classifier may change its input in place.
         victim = Victim(lambda x: classifier(x.clone()), encoder=encoder, batch_size=batch_size)
-        with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
+        with for_use(classifier):
             for rows, found, _ in run_stages(
                 self.stages(threat),
                 victim,

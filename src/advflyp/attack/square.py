@@ -169,8 +169,9 @@ def _tiles(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
     _, channels, height, width = images.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
-    bumps = _bumps(side, streams, 1, down, across, dtype=images.dtype)
-    bumps = bumps * streams.signs(channels, down, across)[..., None, None]
+    bump = _bump(side, images)
+    is_upright = streams.uniform(1, down, across)[..., None, None] < 0.5
+    bumps = torch.where(is_upright, bump, bump.T) * streams.signs(channels, down, across)[..., None, None]
     delta = torch.zeros_like(images)
     top, left = (height - down * side) // 2, (width - across * side) // 2
     grid = bumps.transpose(3, 4).flatten(4, 5).flatten(2, 3)
@@ -218,12 +219,6 @@ def _corner(row: Tensor, column: Tensor, side: int, images: Tensor) -> tuple[Ten
     """(M, 1) each: top and left of squares with this side, from the first column of (M, C) numbers in [0, 1)."""
     height, width = images.shape[2:]
     return as_integers(row[:, :1], height - side + 1), as_integers(column[:, :1], width - side + 1)
-
-
-def _bumps(side: int, streams: Streams, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(N, *shape, side, side): bumps, each upright or on its side."""
-    bump = _bump(side, torch.empty((), dtype=dtype, device=streams.index.device))
-    return torch.where(streams.uniform(*shape)[..., None, None] < 0.5, bump, bump.T)
 
 
 def _bump(side: int, like: Tensor) -> Tensor:

@@ -43,16 +43,15 @@ class Streams:
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, *shape) in [0, 1), the same numbers in float32 and float64."""
-        # 24 bits fill a float32 mantissa; every value is a multiple of 2⁻²⁴.
-        return _shift(self._bits(math.prod(shape), 1), 40).to(dtype).mul_(2.0**-24).view(-1, *shape)
+        return self.ahead(1, math.prod(shape)).to(dtype).view(-1, *shape)
 
     def ahead(self, draws: int, count: int) -> Tensor:
         """(N, draws, count) in [0, 1): the results of `draws` calls of `uniform(count)`, computed at once.
 
         A draw of fewer numbers is a prefix of a longer one.
         """
-        bits = self._bits(count, draws)
-        return _shift(bits, 40).to(torch.float32).mul_(2.0**-24)
+        # 24 bits fill a float32 mantissa; every value is a multiple of 2⁻²⁴.
+        return _shift(self._bits(count, draws), 40).to(torch.float32).mul_(2.0**-24)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, *shape) standard normal (Box–Muller), the same numbers in float32 and float64 up to rounding."""

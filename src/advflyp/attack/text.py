@@ -63,8 +63,7 @@ def edit_texts(
     Returns:
         N texts; those without a word of at least three letters are returned unchanged.
     """
-    every = several_texts(texts, "texts")
-    return [_edited(encode, text, edits, candidates, seed) for text in every]
+    return [_edited(encode, text, edits, candidates, seed) for text in several_texts(texts, "texts")]
 
 
 @torch.no_grad()

@@ -5,12 +5,12 @@ max over δ in the ball:  1/N Σ_i loss(z(x_i + δ), y_i)
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advflyp.attack.base import SingleAttack
 from advflyp.attack.checks import check_batch, check_logits, check_numbers, ordinary, outside_inference_mode
@@ -98,18 +98,15 @@ def universal_perturbation(
         check_logits(logits, labels[rows])
         return LOSSES[loss](logits, labels[rows].to(images.device)).mean()
 
-    in_use = for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext()
-    with outside_inference_mode(), in_use:
+    with outside_inference_mode(), for_use(classifier):
         images, labels = ordinary(images.detach(), labels.cpu())
         grey = torch.full_like(images[:1], GREY)
         found = ascend(grey, grey, mean_loss, threat, steps=attack.steps, step_size=attack.alpha(threat))
         return Shift(delta=(found - grey)[0].detach())
 
 
-def _orders(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+def _orders(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """Endless batches of row numbers, reshuffled each epoch."""
-    epoch = 0
-    while True:
+    for epoch in count():
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-        yield from torch.randperm(count, generator=generator).split(batch_size)
-        epoch += 1
+        yield from torch.randperm(rows, generator=generator).split(batch_size)

@@ -59,11 +59,14 @@ def is_wrong(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def for_use(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode; on exit, every module gets its own mode back.
+def for_use(model: object) -> Iterator[None]:
+    """Put the model into evaluation mode; on exit, every module gets its own mode back. A function has no modes.
 
     A CLIP computes in its own precision, even inside a `torch.autocast`.
     """
+    if not isinstance(model, nn.Module):
+        yield
+        return
     training = [module for module in model.modules() if module.training]
     own = [module for module in model.modules() if isinstance(module, InPrecision)]
     model.eval()
