@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -162,18 +162,6 @@ def parquet_file(address: str, **how: Any) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _of_dictionaries(stream: BinaryIO, columns: Sequence[str]) -> pq.ParquetFile:
-    """A Parquet file whose texts and bytes in `columns` are read as dictionaries.
-
-    A few kilobytes can repeat one value in every row; as a dictionary it is held once.
-    """
-    metadata = pq.read_metadata(stream)
-    leaves = (metadata.schema.column(number) for number in range(metadata.num_columns))
-    paths = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    own = [path for path in paths if path.split(".")[0] in columns]
-    return pq.ParquetFile(stream, metadata=metadata, read_dictionary=own)
-
-
 @contextmanager
 def reading(address: str) -> Iterator[None]:
     """Turn the many errors that Arrow may raise in the block into a `DamagedFile` that names the file."""
@@ -239,20 +227,8 @@ def _holds_paths(address: str, file: pq.ParquetFile, image: str) -> bool:
     # Columns of images are seldom this small; only then are their values read, up to the first that is no path.
     if any(_column_bytes(group, [image]) > MAX_PATH_BYTES * group.num_rows for group in groups):
         return False
-    return all_paths(_undamaged(address, image))
-
-
-def _undamaged(address: str, image: str) -> Iterator[Any]:
-    """The cells of the image column up to the first damage, which is reported when the rows are read."""
-    with (
-        suppress(DamagedFile),
-        open_binary(address) as stream,
-        reading(address),
-        _of_dictionaries(stream, [image]) as file,
-    ):
-        for group in range(file.num_row_groups):
-            for cell, _ in _rows(file, group, image, None):
-                yield cell
+    # Damage ends this look; it is reported when the rows are read.
+    return all_paths(cell for _, _, cell, _ in _path_rows(address, image, None, damaged=[]))
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -286,26 +262,32 @@ def _passing_over(damaged: list[str] | None, address: str) -> Iterator[None]:
 
 
 def _path_rows(address: str, image: str, caption: str | None, damaged: list[str] | None) -> Iterator[Row]:
-    number = 0
-    with (
-        _passing_over(damaged, address),
-        open_binary(address) as stream,
-        reading(address),
-        _of_dictionaries(stream, [image, *filter(None, [caption])]) as file,
-    ):
-        for group in range(file.num_row_groups):
-            for path, text in _rows(file, group, image, caption):
-                number += 1
-                yield address, number, path, text
+    with _passing_over(damaged, address):
+        for number, (path, text) in enumerate(_rows(address, image, caption), 1):
+            yield address, number, path, text
 
 
-def _rows(file: pq.ParquetFile, group: int, image: str, caption: str | None) -> Iterator[tuple[Any, Any]]:
-    """The cells of image and caption of each row of a group; the caption is None if no column holds any."""
+def _rows(
+    address: str, image: str, caption: str | None, group: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """The cells of image and caption of each row, of one row group or all; the caption is None without its column.
+
+    Raises:
+        ValueError: The file cannot be opened; `DamagedFile` if it is damaged.
+    """
     columns = [image] if caption is None else [image, caption]
-    for batch in file.iter_batches(rows_at_a_time(file, group, columns, BATCH_ROWS), [group], columns):
-        images, texts = batch.column(image), None if caption is None else batch.column(caption)
-        for row in range(len(batch)):
-            yield images[row], None if texts is None else texts[row]
+    with open_binary(address) as stream, reading(address):
+        metadata = pq.read_metadata(stream)
+        leaves = map(metadata.schema.column, range(metadata.num_columns))
+        # A few kilobytes can repeat one value in every row; read as a dictionary, it is held once.
+        paths = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        own = [path for path in paths if path.split(".")[0] in columns]
+        with pq.ParquetFile(stream, metadata=metadata, read_dictionary=own) as file:
+            for number in range(file.num_row_groups) if group is None else [group]:
+                most = rows_at_a_time(file, number, columns, BATCH_ROWS)
+                for batch in file.iter_batches(most, [number], columns):
+                    texts = [None] * len(batch) if caption is None else batch.column(caption)
+                    yield from zip(batch.column(image), texts, strict=True)
 
 
 def rows_at_a_time(file: pq.ParquetFile, group: int, columns: Collection[str], most: int) -> int:
@@ -342,16 +324,11 @@ class RowGroup:
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
         row = offset
-        columns = [self.image, *filter(None, [self.caption])]
-        with open_binary(self.address) as stream:
-            try:
-                with reading(self.address), _of_dictionaries(stream, columns) as file:
-                    rows = _rows(file, self.group, self.image, self.caption)
-                    for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
-                        name = f"{self.name}:{row - 1}"
-                        yield replace(to_sample(name, image, caption, self.address), key=name), row
-            except DamagedFile:
-                pass
+        rows = _rows(self.address, self.image, self.caption, self.group)
+        with suppress(DamagedFile):
+            for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
+                name = f"{self.name}:{row - 1}"
+                yield replace(to_sample(name, image, caption, self.address), key=name), row
         # Each row that is missing is a skipped sample of its own.
         for end in range(row + 1, self.count + 1):
             yield Sample(self.name, problem="damaged shard"), end
