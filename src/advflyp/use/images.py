@@ -12,7 +12,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from advflyp.data.pairs.images import (
     MIN_SIDE,
-    NEEDS_AVIF,
     NEEDS_HEIF,
     NEEDS_JXL,
     UNREADABLE,
@@ -32,7 +31,6 @@ SENTENCES = {
     "not an image": f"is not an image that can be read ({KINDS})",
     NEEDS_HEIF: f"is a HEIC image: install a reader with `pip install pillow-heif`, {CONVERT}",
     NEEDS_JXL: f"is a JPEG XL image: install a reader with `pip install pillow-jxl-plugin`, {CONVERT}",
-    NEEDS_AVIF: f"is an AVIF image, which this Pillow cannot read: `pip install 'pillow>=11.3'`, {CONVERT}",
     "image has too many pixels": f"has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller",
     "image is too long and thin": f"is more than {MAX_ASPECT} times as long as it is wide; cut it",
     "image takes too long to decode": "is a JPEG with too many scans; save it again",

@@ -30,7 +30,7 @@ from advflyp.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
 
 # Formats that Pillow decodes itself; for others (PostScript, for example) it would start a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL")
-# Plugins for these that are not loaded with Pillow; AVIF came with Pillow 11.3.
+# Plugins for these that are not loaded with Pillow.
 PLUGINS = ("PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin", "PIL.Jpeg2KImagePlugin")
 # Optional packages that add a format to Pillow, and the function in them that registers it.
 PACKAGES = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
@@ -38,7 +38,6 @@ PACKAGES = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 NEEDS_HEIF = "HEIC image (pip install pillow-heif, or convert it to JPEG)"
 NEEDS_JXL = "JPEG XL image (pip install pillow-jxl-plugin, or convert it to JPEG)"
-NEEDS_AVIF = "AVIF image (pip install 'pillow>=11.3', or convert it to JPEG)"
 # What Pillow and the libraries behind it raise for a file that is not an image, or a truncated one.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
@@ -146,7 +145,9 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
     """Open an image without decoding it; `SkippedSample` if it is unreadable or its size is out of bounds."""
     if not data:
         raise SkippedSample("empty image file")
-    _check_jpeg_xl(data)
+    size = jpeg_xl.jpeg_xl_size(data) if "JXL" in _formats() else None
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise SkippedSample("image has too many pixels")
     try:
         image = Image.open(BytesIO(data), formats=_formats())
     except Image.DecompressionBombError:
@@ -179,16 +180,10 @@ def _not_read(data: bytes) -> str:
     if data.startswith((jpeg_xl.SIGNATURE, jpeg_xl.CONTAINER)):
         return "unreadable image" if "JXL" in _formats() else NEEDS_JXL
     if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
-        return "unreadable image" if "AVIF" in _formats() else NEEDS_AVIF
+        return "unreadable image"
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
         return "unreadable image" if "HEIF" in _formats() else NEEDS_HEIF
     return "not an image"
-
-
-def _check_jpeg_xl(data: bytes) -> None:
-    size = jpeg_xl.jpeg_xl_size(data) if "JXL" in _formats() else None
-    if size is not None and size[0] * size[1] > MAX_PIXELS:
-        raise SkippedSample("image has too many pixels")
 
 
 def check_size(image: Image.Image, min_side: int = MIN_SIDE) -> None:
@@ -250,8 +245,7 @@ def _formats() -> tuple[str, ...]:
     """The FORMATS that this Pillow supports; loading all of its plugins would take a third of a second."""
     Image.preinit()
     for name in PLUGINS:
-        if find_spec(name):
-            import_module(name)
+        import_module(name)
     for name, register in PACKAGES.items():
         if find_spec(name):
             module = import_module(name)
