@@ -136,7 +136,12 @@ def explain_failure(address: str, error: BaseException) -> str:
     if NO_RANGES in str(error):
         return f"{address}: its server serves no parts of a file; download it first"
     if any(map(_is_network, causes)):
-        said = (_system_says(cause) for cause in reversed(causes) if isinstance(cause, OSError))
+        # Of a `gaierror`, whose number is negative, its own words.
+        said = (
+            os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+            for cause in reversed(causes)
+            if isinstance(cause, OSError)
+        )
         last = str(getattr(causes[-1], "message", causes[-1])) or type(causes[-1]).__name__
         reason = next(filter(None, said), last)
         return f"the server of {address} cannot be reached ({reason}): check the network and the address"
@@ -165,28 +170,18 @@ def _has_failed(error: BaseException) -> bool:
 
 
 def _answer(error: BaseException) -> int | None:
-    """The HTTP status of an error or of its causes."""
+    """The HTTP status of an error or of its causes, as urllib, aiohttp, and clients with a `response` store it."""
     causes = _causes(error)
     if any(map(_is_malformed, causes)):
         return None
-    return next((code for cause in causes if (code := _status(cause)) is not None), None)
+    places = (place for cause in causes for place in (cause, getattr(cause, "response", None)))
+    values = (getattr(place, name, None) for place in places for name in ("status", "code", "status_code"))
+    return next((value for value in values if isinstance(value, int) and value >= 400), None)
 
 
 def _is_malformed(error: BaseException) -> bool:
     """Whether an answer was cut off or is not HTTP; aiohttp gives these errors the status 400, whatever it was."""
     return type(error).__module__ == "aiohttp.http_exceptions"
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status of an error, as urllib, aiohttp, and clients with a `response` store it."""
-    places = (error, getattr(error, "response", None))
-    values = (getattr(place, name, None) for place in places for name in ("status", "code", "status_code"))
-    return next((value for value in values if isinstance(value, int) and value >= 400), None)
-
-
-def _system_says(error: OSError) -> str | None:
-    """The system's message, such as "Connection refused"; the error's own for `gaierror`, whose errno is negative."""
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
 
 
 def _is_network(error: BaseException) -> bool:
@@ -354,8 +349,6 @@ def _local(one: str, inside: str) -> list[str]:
         return [str(p) for p in sorted(path.glob(inside)) if not is_clutter(p.name)]
     if path.is_file():
         return [str(path)]
-    if not path.name:
-        return []
     if path.is_char_device() or path.is_block_device():
         raise ValueError(f"{one} is a device, not a regular file")
     anchor = Path(path.anchor) if path.is_absolute() else Path()

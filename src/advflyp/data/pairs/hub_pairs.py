@@ -1,7 +1,9 @@
 """Pairs of a Hugging Face dataset, from the hub or from a folder that `save_to_disk` wrote."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,7 @@ class HubPairs:
         if "@" in place and not Path(place).is_dir():
             place, _, split = place.rpartition("@")
         found = _load_dataset(place)
-        import datasets  # pyright: ignore[reportMissingImports], an extra
-
-        if isinstance(found, datasets.DatasetDict):
+        if isinstance(found, dict):  # {split: dataset}
             split = split or "train"
             if split not in found:
                 raise ValueError(f"{place} has no split '{split}'{suggest(split, map(str, found))}")
@@ -55,7 +55,7 @@ class HubPairs:
         self.data: Any = found.select_columns(wanted).with_format("arrow")
         # A hub dataset may name files in its repository, and those that `datasets` has unpacked.
         self.table = f"{'' if Path(place).is_dir() else 'hf://datasets/'}{place}/{self.image}"
-        config: Any = datasets.config  # pyright: ignore[reportAttributeAccessIssue], a module
+        config: Any = import_module("datasets.config")
         self.local = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
         text = is_text(found.features.arrow_schema.field(self.image).type)
         of_paths = len(self.data) > 0 and (text or all_paths(image for _, _, image, _ in self._rows()))
@@ -94,9 +94,7 @@ def _load_dataset(place: str) -> Any:
     try:
         if Path(place).is_dir():
             return datasets.load_from_disk(place)
-        if refusal is None:
-            return datasets.load_dataset(place)
-        with hub_offline():
+        with nullcontext() if refusal is None else hub_offline():
             return datasets.load_dataset(place)
     except Exception as error:  # its errors are of a dozen kinds
         if refusal is not None:

@@ -109,28 +109,23 @@ def describe_shards(
             characters.update(map(len, captions))
         pairs = widths.total() - before
         facts.append(ShardFacts(shard.name, pairs, shard.stat().st_size, file_sha256(shard)))
-    about_captions: dict[str, Any] = {}
-    about_images: dict[str, Any] = {}
+    measured: dict[str, dict[str, Any]] = {}
     if widths:
-        about_captions = {
+        measured["captions"] = {
             "mean_words": round(statistics.fmean(words, words.values()), 2),
             "median_words": _median(words),
             "max_words": max(words),
             "mean_characters": round(statistics.fmean(characters, characters.values()), 2),
         }
-        about_images = {
-            "median_width": _median(widths),
-            "median_height": _median(heights),
-        }
+        measured["images"] = {"median_width": _median(widths), "median_height": _median(heights)}
     return Manifest(
         pairs=widths.total(),
         shards=facts,
         failures=dict(bad.most_common()),
-        captions=about_captions,
-        images=about_images,
         source=dict(source or {}),
         versions={"advflyp": __version__, **(versions or {})},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **measured,
     )
 
 

@@ -69,7 +69,7 @@ class IterablePairs:
 
     iterable: Any
     name: str
-    count: int | None
+    count: int
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
         for number, item in enumerate(islice(iter(self.iterable), offset, None), offset):

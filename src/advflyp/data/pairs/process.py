@@ -74,7 +74,7 @@ class BatchProcess:
         self.child = None  # until the epoch has come to its end
         lent: deque[tuple[int, torch.cuda.Event | None]] = deque()
         try:
-            child.send((request,))  # not to be taken for a slot
+            child.send(pickle.dumps((request,)))  # not to be taken for a slot
             while (message := child.receive()) is not _END:
                 if isinstance(message, BaseException):
                     raise message
@@ -82,7 +82,7 @@ class BatchProcess:
                 if slot is None:
                     yield batch
                     continue
-                yield {**batch, "images": child.images(slot, shape)}
+                yield {**batch, "images": _in_slot(child.memory, slot, shape)}
                 lent.append((slot, self._copied()))
                 if len(lent) > 1:
                     child.give_back(*lent.popleft())
@@ -119,12 +119,9 @@ class _Child:
             cudart: Any = torch.cuda.cudart()
             torch.cuda.check_error(cudart.cudaHostRegister(self.memory.data_ptr(), len(self.memory), 0))
         self.close = weakref.finalize(self, _close, process, self.connection, self.memory, pinned)
-        self._send(source)
+        self.send(source)
 
-    def send(self, message: Any) -> None:
-        self._send(pickle.dumps(message))
-
-    def _send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         with suppress(OSError):  # it has ended, which `receive` says
             self.connection.send_bytes(data)
 
@@ -138,13 +135,10 @@ class _Child:
                 f"the loader process died ({how}; out of memory?); continue with --resume"
             ) from None
 
-    def images(self, slot: int, shape: tuple[int, ...]) -> Tensor:
-        return _in_slot(self.memory, slot, shape)
-
     def give_back(self, slot: int, copied: "torch.cuda.Event | None") -> None:
         if copied is not None:
             copied.synchronize()  # of the batch before the last: done long ago
-        self.send(slot)
+        self.send(pickle.dumps(slot))
 
 
 @contextmanager

@@ -125,11 +125,10 @@ def _image(data: bytes, resize: int | None) -> tuple[str, bytes]:
     kind = open_image(data).format
     # Decoded in any case, so that no shard holds a truncated image.
     image = read_image(data)
-    small_enough = resize is None or min(image.size) <= resize
-    if kind in SUFFIXES and small_enough:
+    scale = 1 if resize is None else resize / min(image.size)
+    if kind in SUFFIXES and scale >= 1:
         return SUFFIXES[kind], data
-    if resize is not None and not small_enough:
-        scale = resize / min(image.size)
+    if scale < 1:
         size = (round(image.width * scale), round(image.height * scale))
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     stream = io.BytesIO()
