@@ -12,7 +12,7 @@ from advflyp.data.sets.labelled import load_set
 from advflyp.evaluation.admission import Entrant, entrants, told_apart, zoo_weights
 from advflyp.evaluation.protocols import Protocol, find_protocol
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
-from advflyp.evaluation.samples import samples_folder, write_samples
+from advflyp.evaluation.samples import write_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 
@@ -152,7 +152,7 @@ def test_evidence(tmp_path: Path, cells: list[Cell]) -> None:
         assert reason in judged(tmp_path, checked, strict).refused
     write_samples(store, last, index=range(60), label=[1] * 60, clean=[1] * 60, attacked=[1] * 60)
     assert "give other counts" in judged(tmp_path, checked, strict).refused
-    for path in samples_folder(store).glob("*.parquet"):
+    for path in store.with_suffix(".samples").glob("*.parquet"):
         path.write_bytes(b"PAR1")
     refused = judged(tmp_path, checked, strict).refused
     assert "cannot be read" in refused, "one who sends nonsense stops no others"

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from advflyp.cli.main import main
 from advflyp.evaluation.compare import compare, holm, matched_pairs, mcnemar, mean_difference_interval
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
-from advflyp.evaluation.samples import samples_folder, write_samples
+from advflyp.evaluation.samples import write_samples
 from advflyp.report.console import as_rich
 from advflyp.report.measure.paired import paired_table, write_comparison
 
@@ -258,7 +258,7 @@ def test_mistakes(tmp_path: Path) -> None:
     renamed = store(tmp_path / "renamed.jsonl", [1, 0, 1], keys=["x", "y", "z"])
     with pytest.raises(ValueError, match="different sets called mini/food"):
         compare(a, renamed)
-    for file in samples_folder(other).iterdir():
+    for file in other.with_suffix(".samples").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="measure again with `advflyp eval`"):
         compare(other, store(tmp_path / "b.jsonl", [1, 0, 1], set="mini/tools"))

@@ -4,6 +4,7 @@ Counted, not timed: elements that bookkeeping goes through.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,16 @@ def test_a_run_of_four_times_the_images_does_four_times_the_work(
         assert large < 4.4 * small
 
 
+@dataclass
+class Named(results.Measurement):
+    """A cell that has nothing but its model's name."""
+
+    model: str
+
+    def key(self) -> tuple[str, ...]:
+        return ()
+
+
 def test_a_line_is_appended_without_reading_those_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,10 +143,11 @@ def test_a_line_is_appended_without_reading_those_before(
     path = tmp_path / "r.jsonl"
     path.write_text('{"model": "' + "x" * 300_000 + '"}\n' + '{"model": "' + "y" * 200_000)
     monkeypatch.setattr(files, "open", counted, raising=False)
-    results.append_line(path, {"model": "b"})
-    assert [len(record["model"]) for record in results.read_lines(path, dict)] == [300_000, 1]
+    results.append_cell(path, Named("b"))
+    found = results.read_store(path, lambda record: Named(**record))
+    assert [len(cell.model) for cell in found] == [300_000, 1]
     read.clear()
-    results.append_line(path, {"model": "c"})
+    results.append_cell(path, Named("c"))
     assert 0 < sum(read) <= results.BLOCK
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from advflyp.evaluation.results import Cell
-from advflyp.evaluation.samples import read_samples, samples_folder, write_samples
+from advflyp.evaluation.samples import read_samples, write_samples
 from advflyp.limits import MAX_PREDICTIONS
 from fuzz.mutate import mutated
 
@@ -38,7 +38,7 @@ OUTCOME: dict[str, Any] = {
 def test_round_trip(tmp_path: Path) -> None:
     store = tmp_path / "deep" / "results.jsonl"
     path = write_samples(store, cell(), **OUTCOME, keys=["a.png", "b.png", "c.png", "d.png"])
-    assert path.parent == samples_folder(store) == tmp_path / "deep" / "results.samples"
+    assert path.parent == store.with_suffix(".samples") == tmp_path / "deep" / "results.samples"
     samples = read_samples(store, cell())
     assert samples.index.tolist() == [5, 0, 9, 2]
     assert samples.key.tolist() == ["a.png", "b.png", "c.png", "d.png"]
@@ -69,8 +69,9 @@ def test_the_folder_is_one_table(tmp_path: Path) -> None:
     clean = cell(attack="clean", attack_args={}, norm=None, eps=0.0, seed=0)
     write_samples(store, clean, **{**OUTCOME, "attacked": OUTCOME["clean"]})
     write_samples(store, cell(), **OUTCOME, keys=list("abcd"))
-    (samples_folder(store) / ".half-written").write_bytes(b"PAR1")
-    table = pyarrow.dataset.dataset(samples_folder(store)).to_table()  # as pandas.read_parquet reads it
+    (store.with_suffix(".samples") / ".half-written").write_bytes(b"PAR1")
+    # As pandas.read_parquet reads it.
+    table = pyarrow.dataset.dataset(store.with_suffix(".samples")).to_table()
     assert table.column_names == [
         "model", "checkpoint_sha256", "set", "split", "attack", "norm", "eps", "seed",
         "index", "key", "label", "predicted_clean", "predicted_attacked", "correct",
@@ -91,7 +92,7 @@ def test_one_file_for_each_measurement(tmp_path: Path) -> None:
         cell(set="mini/food-2"),
     ]
     paths = [write_samples(store, c, **OUTCOME) for c in [*cells, cell()]]
-    assert len(set(paths)) == len(cells) == len(list(samples_folder(store).iterdir()))
+    assert len(set(paths)) == len(cells) == len(list(store.with_suffix(".samples").iterdir()))
     assert "mini-food" in paths[0].name and "pgd10" in paths[0].name
     assert read_samples(store, cell(seed=4)).key.tolist() == [None] * 4
 
@@ -162,7 +163,7 @@ def test_predictions_that_were_not_written_here(
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     store = others(tmp_path, lambda table: table)
-    (path,) = samples_folder(store).glob("*.parquet")
+    (path,) = store.with_suffix(".samples").glob("*.parquet")
     data = path.read_bytes()
     table = pq.read_table(path)
     wrong = pa.Array.from_buffers(
@@ -192,7 +193,7 @@ def test_a_billion_predictions_in_a_few_kilobytes(tmp_path: Path) -> None:
 def test_damaged_predictions(tmp_path: Path) -> None:
     """Whatever is changed, it is one error, or predictions of as many images."""
     store = others(tmp_path, lambda table: table)
-    (path,) = samples_folder(store).glob("*.parquet")
+    (path,) = store.with_suffix(".samples").glob("*.parquet")
     data = path.read_bytes()
     read = 0
     for number in range(300):

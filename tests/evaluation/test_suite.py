@@ -86,6 +86,12 @@ def test_what_is_stored_is_not_computed_again(
     assert len(read_cells(out)) == 3, "other weights are another measurement"
 
 
+def test_a_set_that_no_table_describes_is_not_computed_again(tiny: CLIP, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    first = evaluate(tiny, ["mini/proxy"], ["clean"], out=out, limit=4)
+    assert evaluate(tiny, ["mini/proxy"], ["clean"], out=out, limit=4) == first
+
+
 def with_config(folder: Path, tmp_path: Path, **changes: dict) -> Path:
     """The same weights under another configuration."""
     copy = Path(shutil.copytree(folder, tmp_path / "-".join(changes)))

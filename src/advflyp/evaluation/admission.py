@@ -7,19 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from advflyp.evaluation.expected import (
     WEBDATASET,
     Expected,
     expected_of,
     place_of,
-    published_classes,
     published_size,
+    split_and_classes,
 )
 from advflyp.evaluation.protocols import Protocol
 from advflyp.evaluation.results import Cell, configs_of, read_cells, wilson
-from advflyp.evaluation.samples import Samples, has_samples, read_samples
+from advflyp.evaluation.samples import has_samples, per_class, read_samples
 from advflyp.model.zoo import ZOO
 from advflyp.wording import counted
 
@@ -222,17 +220,18 @@ def _implausible(cells: Sequence[Cell]) -> str:
     clean = {cell.set: cell.correct for cell in cells if cell.norm is None}
     for cell in cells:
         of = cell.subset["of"]
-        n, published, classes = (
+        n, published, (_, classes) = (
             cell.subset.get("limit", of),
             published_size(cell.set),
-            published_classes(cell.set),
+            split_and_classes(cell.set),
         )
+        least = 1 - LACKING if cell.split.endswith(WEBDATASET) else 1
         counts = [sum(pair[place] for pair in cell.per_class.values()) for place in (0, 1)]
         known = {str(label) for label in range(classes)}
         checks: Mapping[str, bool] = {
             "checkpoint_sha256 is not a SHA-256": not re.fullmatch("[0-9a-f]{64}", cell.checkpoint_sha256),
             f"the dataset has {of:,} images, not {published or 0:,}": published is not None
-            and not _fewest(cell, published) <= of <= published,
+            and not published * least <= of <= published,
             f"n is {cell.n:,} of {n:,} images": not n * (1 - TOLERATED) <= cell.n <= n,
             "accuracy and ci95 are not those of its counts": abs(cell.accuracy - cell.correct / cell.n) > 1e-6
             or max(abs(a - b) for a, b in zip(cell.ci95, wilson(cell.correct, cell.n), strict=True)) > 1e-6,
@@ -245,11 +244,6 @@ def _implausible(cells: Sequence[Cell]) -> str:
         if wrong := next((text for text, is_wrong in checks.items() if is_wrong), ""):
             return f"{_at(*place_of(cell))}: {wrong}"
     return ""
-
-
-def _fewest(cell: Cell, published: int) -> float:
-    """The smallest number of images that the dataset of a cell may have."""
-    return published * (1 - LACKING) if cell.split.endswith(WEBDATASET) else published
 
 
 def _unproven(cell: Cell, protocol: Protocol, store: Path, is_ours: bool) -> str:
@@ -271,20 +265,10 @@ def _unproven(cell: Cell, protocol: Protocol, store: Path, is_ours: bool) -> str
         return f"{where}: {str(error).replace(f'{store.parent}/', '')}"
     if (len(samples.correct), int(samples.correct.sum())) != (cell.n, cell.correct):
         return f"{where}: the predictions for every image give other counts"
-    if _per_class(samples) != {label: list(pair) for label, pair in cell.per_class.items() if pair[1]}:
+    counted_again = per_class(samples.label, samples.correct)
+    if counted_again != {label: pair for label, pair in cell.per_class.items() if pair[1]}:
         return f"{where}: the predictions for every image give other counts in per_class"
     return ""
-
-
-def _per_class(samples: Samples) -> dict[str, list[int]]:
-    """Class index → [correct, n], as `Cell.per_class`."""
-    labels, inverse = np.unique(samples.label, return_inverse=True)
-    right = np.bincount(inverse, weights=samples.correct)
-    total = np.bincount(inverse)
-    return {
-        str(label): [int(r), int(n)]
-        for label, r, n in zip(labels.tolist(), right.tolist(), total.tolist(), strict=True)
-    }
 
 
 def _at(name: str, attack: str, norm: str | None, eps: float) -> str:

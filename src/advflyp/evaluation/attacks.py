@@ -72,7 +72,11 @@ def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
         return KINDS[kind](**read)
     match kind:
         case "elsewhere":
-            return _elsewhere(find_attack(read["attack"]), read["where"])
+            searched, where = find_attack(read["attack"]), read["where"]
+            assert isinstance(searched, PGD | EncoderPGD)
+            if where == "openai":
+                return CrossPrompt(attack=searched, templates=tuple(openai_templates()), called=where)
+            return Transfer(attack=searched, model=load_model(where), called=where)
         case "adaptive":
             against = DefenceTerms(terms=read["terms"]) if read["terms"] else None
             return PGD(loss="lse", against=against, steps=read["steps"], restarts=read["restarts"])
@@ -82,14 +86,6 @@ def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
         case _:
             found = load_object(attack)
             return found if isinstance(found, Attack) else Custom(function=found, called=attack)
-
-
-def _elsewhere(attack: Attack, where: str) -> Attack:
-    """The attack, searched under OpenAI's 80 templates, or on the model of that name."""
-    assert isinstance(attack, PGD | EncoderPGD)
-    if where == "openai":
-        return CrossPrompt(attack=attack, templates=tuple(openai_templates()), called=where)
-    return Transfer(attack=attack, model=load_model(where), called=where)
 
 
 def recorded_arguments(attack: Attack, threat: Threat | None, classes: int) -> dict[str, Any]:

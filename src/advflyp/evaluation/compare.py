@@ -231,19 +231,12 @@ def _choose(spec: str) -> tuple[str, Path, dict[Key, list[Cell]]]:
 
 def _pairs(some: list[Cell], others: list[Cell], stores: tuple[Path, Path]) -> list[tuple[Cell, Cell]]:
     """The two cells to compare for each common protocol; if there is none, two cells of different protocols."""
-    both = [
-        name
+    parts = [
+        ([one for one in some if one.protocol == name], [other for other in others if other.protocol == name])
         for name in dict.fromkeys(cell.protocol for cell in some)
-        if any(o.protocol == name for o in others)
     ]
-    if not both:
-        return [_best_match(some, others, stores)]
-    return [
-        _best_match(
-            [one for one in some if one.protocol == name], [o for o in others if o.protocol == name], stores
-        )
-        for name in both
-    ]
+    both = [part for part in parts if part[1]] or [(some, others)]
+    return [_best_match(*part, stores) for part in both]
 
 
 def _best_match(some: list[Cell], others: list[Cell], stores: tuple[Path, Path]) -> tuple[Cell, Cell]:

@@ -1,6 +1,5 @@
 """What a cell must record to be a given measurement: for named datasets, known without opening them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,7 +50,7 @@ class Expected:
             return f"a set that was passed as an object may only be called {self.set}; pass its name"
         of, limit, seed = cell.subset.get("of", 0), self.protocol.limit, self.protocol.seed
         part = {} if limit is None or limit >= of else {"limit": limit, "seed": seed}
-        (split, classes), prompt = _split_and_classes(self.set), self._prompt()
+        (split, classes), prompt = split_and_classes(self.set), self._prompt()
         rows = (
             ("protocol", cell.protocol, self.protocol.recorded),
             ("split", cell.split.removesuffix(WEBDATASET), split),
@@ -80,7 +79,7 @@ class Expected:
         if protocol.own_templates:
             return describe(protocol.own_templates)
         if base not in TABLE:
-            return describe(_embedded()[base.removeprefix("mini/")]["templates"])
+            return describe(_embedded()[base]["templates"])
         if protocol.source == "webdataset":
             return None
         return describe(protocol.templates.get(base, protocol.templates.get(OTHERS, (TABLE[base].prompt,))))
@@ -91,16 +90,19 @@ def place_of(cell: Cell) -> tuple[str, str, str | None, float]:
     return cell.set, cell.attack, cell.norm, cell.eps
 
 
+@cache
+def _embedded() -> dict[str, dict[str, Any]]:
+    return {f"mini/{name}": info for name, info in mini_sets().items()}
+
+
 def is_known(name: str) -> bool:
-    """Whether a dataset is in the table or embedded; any other name may stand for anything."""
-    return canonical(name) is not None or name.removeprefix("mini/") in _embedded()
+    """Whether a dataset, as `set_names` writes it, is in the table or embedded; others may stand for anything."""
+    return canonical(name) is not None or name in _embedded()
 
 
 def expected_of(protocol: Protocol) -> list[Expected]:
     """All measurements of a protocol for one model, dataset by dataset."""
-    wanted: Sequence[tuple[Attack, Threat | None]] = conditions(
-        map(protocol.attack, protocol.attacks), protocol.norm, protocol.eps
-    )
+    wanted = conditions(map(protocol.attack, protocol.attacks), protocol.norm, protocol.eps)
     return [
         Expected(protocol=protocol, set=name, attack=attack, threat=threat)
         for name in set_names(list(protocol.sets))
@@ -111,23 +113,14 @@ def expected_of(protocol: Protocol) -> list[Expected]:
 def published_size(name: str) -> int | None:
     """The number of images of a dataset that `is_known`; None if no table says."""
     if canonical(name) is None:
-        return _embedded()[name.removeprefix("mini/")]["n"]
+        return _embedded()[name]["n"]
     return None if "@" in name else TABLE[name].n
 
 
-def published_classes(name: str) -> int:
-    """The number of classes of a dataset that `is_known`."""
-    return _split_and_classes(name)[1]
-
-
-@cache
-def _embedded() -> dict[str, dict[str, Any]]:
-    return mini_sets()
-
-
-def _split_and_classes(name: str) -> tuple[str, int]:
+def split_and_classes(name: str) -> tuple[str, int]:
+    """The split and the number of classes of a dataset that `is_known`."""
     if canonical(name) is None:
-        info = _embedded()[name.removeprefix("mini/")]
+        info = _embedded()[name]
         return info["split"], len(info["classes"])
     _, entry, split = parts(name)
     return split, entry.k

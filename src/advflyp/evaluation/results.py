@@ -18,7 +18,6 @@ from advflyp.errors import SkippedSample
 from advflyp.files import append, open_locked
 from advflyp.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 
-T = TypeVar("T")
 M = TypeVar("M", bound="Measurement")
 
 # Quantile of the normal distribution for 95 % intervals.
@@ -43,6 +42,8 @@ class Measurement:
     OUTCOME: ClassVar[tuple[str, ...]]
     # Fields whose values form its file names.
     SLUG: ClassVar[tuple[str, ...]]
+    model: str
+    eps: float
 
     def key(self) -> tuple[str, ...]:
         """Equal for two cells of the same measurement, whoever ran it and however long it took."""
@@ -59,8 +60,7 @@ class Measurement:
 
     def slug(self) -> str:
         """A file name for this measurement of this model: readable, and made unique by a hash."""
-        eps: float = self.eps  # type: ignore[attr-defined]
-        words = [getattr(self, name) for name in self.SLUG] + ([f"{eps * 255:g}"] if eps else [])
+        words = [getattr(self, name) for name in self.SLUG] + ([f"{self.eps * 255:g}"] if self.eps else [])
         digest = hashlib.sha256("\n".join(self.key()).encode()).hexdigest()
         return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words)).strip("-")[-80:] + "-" + digest[:12]
 
@@ -175,11 +175,6 @@ def mean_interval(cells: Iterable[Cell]) -> tuple[float, tuple[float, float]]:
     return mean, (max(0.0, mean - half), min(1.0, mean + half))
 
 
-def append_cell(path: Path, cell: Any) -> None:
-    """Append one line to a JSON-lines file, made if missing; several processes may do so at once."""
-    append_line(path, dataclasses.asdict(cell))
-
-
 def _checked(record: Any) -> Cell:
     """A cell from an untrusted file; ValueError for values that no measurement gives."""
     cell = fill(Cell, record)
@@ -203,27 +198,20 @@ def _checked(record: Any) -> Cell:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """Every cell of a JSON-lines file; ValueError naming the line that is not one.
-
-    A measurement that was written again (with a sanity check, say) counts once, in its last version. A last line that a
-    crash cut off is ignored.
-    """
-    cells = read_lines(path, _checked)
-    return list({(cell.model, *cell.key()): cell for cell in cells}.values())
-
-
-def check_store(path: Path) -> None:
-    """ValueError if a file is where the results need a folder; checked early, because measuring is slow."""
-    for folder in (path.with_suffix(SAMPLES), path.with_suffix(UNFINISHED)):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file where {path} needs a folder; move it away")
+    """Every cell of a JSON-lines file, as `read_store` gives them."""
+    return read_store(path, _checked)
 
 
 def known_cells(store: Path | None, read: Callable[[Path], list[M]]) -> dict[tuple[str, ...], M]:
-    """The cells of a store, which `read` reads, by key; none without a store. ValueError if nothing can be stored."""
+    """The cells of a store, which `read` reads, by key; none without a store.
+
+    ValueError if a file is where the results need a folder: measuring is slow, so this is checked early.
+    """
     if store is None:
         return {}
-    check_store(store)
+    for folder in (store.with_suffix(SAMPLES), store.with_suffix(UNFINISHED)):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file where {store} needs a folder; move it away")
     return {cell.key(): cell for cell in read(store)}
 
 
@@ -233,13 +221,13 @@ def find_known(known: dict[tuple[str, ...], M], blank: M) -> M | None:
     return known.get(blank.key()) or known.get(older.key())
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a record to a JSON-lines file."""
+def append_cell(path: Path, cell: Any) -> None:
+    """Append a cell to a JSON-lines file, made if missing; several processes may do so at once."""
     with open_locked(path) as file:
         end = _end_of_lines(file)
         file.seek(end)
         rest = file.read()
-        line = json.dumps(record).encode() + b"\n"
+        line = json.dumps(dataclasses.asdict(cell)).encode() + b"\n"
         if _cut_off(rest):
             # Otherwise it would swallow the new line.
             file.truncate(end)
@@ -263,27 +251,29 @@ def _end_of_lines(file: IO[bytes]) -> int:
     return 0
 
 
-def read_lines(path: Path, make: Callable[[Any], T]) -> list[T]:
-    """Apply `make` to every record of a JSON-lines file; an empty list if there is no file.
+def read_store(path: Path, make: Callable[[Any], M]) -> list[M]:
+    """The cells that `make` makes of the records of a JSON-lines file; an empty list if there is no file.
 
-    A last line that a crash cut off is ignored. ValueError if `path` is a folder or too large, or, naming the line, if
-    a line is not JSON or `make` raises one.
+    A measurement that was written again (with a sanity check, say) counts once, in its last version. A last line that a
+    crash cut off is ignored. ValueError if `path` is a folder or too large, or, naming the line, if a line is not JSON
+    or `make` raises one.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file, for example {path / 'results.jsonl'}")
     lines = _read(path).split(b"\n") if path.is_file() else [b""]
     if _cut_off(lines[-1]):
         lines.pop()
-    result = []
+    cells: dict[tuple[str, ...], M] = {}
     for number, line in enumerate(lines, 1):
         try:
-            result.append(make(parse_json(line)))
+            cell = make(parse_json(line))
+            cells[cell.model, *cell.key()] = cell
         except ValueError as error:
             raise ValueError(
                 f"{path}, line {number} is not a result that can be used here: {error} (`eval` and `retrieval` write "
                 "different results)"
             ) from None
-    return result
+    return list(cells.values())
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,5 @@
 """Zero-shot image–text retrieval in both directions, clean and with images or captions attacked."""
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from advflyp.evaluation.attacks import conditions, find_attack, listed
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.pixels import in_bytes, on_device
 from advflyp.evaluation.recall import CUTOFFS, Recall, cross_entropy, margin, ranks, recalls
-from advflyp.evaluation.results import Measurement, append_cell, find_known, known_cells, read_lines
+from advflyp.evaluation.results import Measurement, append_cell, find_known, known_cells, read_store
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, weights_sha256
 from advflyp.model.load import load_model, pick_device
@@ -81,9 +80,8 @@ class RetrievalCell(Measurement):
 
 
 def read_retrieval(path: Path) -> list[RetrievalCell]:
-    """Every cell of a JSON-lines file, each once; ValueError naming the line that is not one."""
-    cells = read_lines(path, _checked)
-    return list({(cell.model, *cell.key()): cell for cell in cells}.values())
+    """Every cell of a JSON-lines file, as `read_store` gives them."""
+    return read_store(path, _checked)
 
 
 def _checked(record: Any) -> RetrievalCell:
@@ -150,17 +148,17 @@ def retrieval(
     """
     if (batch_size := whole(batch_size, "batch_size")) < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    wanted = _conditions(listed(attacks), norm, eps, edits)
+    wanted: list[tuple[Search, Threat | None]] = [*conditions(map(_attack, listed(attacks)), norm, eps)]
+    wanted += [(TextEdits(edits=k, candidates=n), None) for k in edits for n in (CANDIDATES, 1)]
     seed, limit = whole(seed, "seed"), None if limit is None else whole(limit, "limit")
     place, store = pick_device(device), Path(out) if out is not None else None
     known = known_cells(store, read_retrieval)
     images = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
     model = model if isinstance(model, CLIP) else load_model(model, device=place)
     gallery = _Gallery(model, images, batch_size)
-    blanks = _blanks(wanted, gallery, name, str(pairs), precision, seed)
     return [
-        _cell(blank, find_known(known, blank), gallery, *condition, store, partial(watch, blank))
-        for blank, condition in zip(blanks, wanted, strict=True)
+        _cell(blank, find_known(known, blank), gallery, attack, threat, store, partial(watch, blank))
+        for blank, attack, threat in _blanks(wanted, gallery, name, str(pairs), precision, seed)
     ]
 
 
@@ -171,8 +169,8 @@ def _blanks(
     pairs: str,
     precision: Precision,
     seed: int,
-) -> list[RetrievalCell]:
-    """The cells before anything is measured."""
+) -> list[tuple[RetrievalCell, Search, Threat | None]]:
+    """The cells before anything is measured, each with its attack and threat."""
     model, images = gallery.model, gallery.images
     model.check_weights()
     search = choose_precision(precision, model.device)
@@ -202,22 +200,21 @@ def _blanks(
         if threat is not None:
             of_search = {"precision": search.precision, "precision_reason": search.reason}
             blank = replace(blank, norm=threat.norm, eps=threat.eps, **of_search)
-        blanks.append(blank)
+        blanks.append((blank, attack, threat))
     return blanks
 
 
 def _cell(
     blank: RetrievalCell,
-    known: RetrievalCell | None,
+    cell: RetrievalCell | None,
     gallery: "_Gallery",
     attack: Search,
     threat: Threat | None,
     store: Path | None,
     watch: Callable[[int], None],
 ) -> RetrievalCell:
-    """The cell that is stored already, or a new one that is measured and stored."""
+    """The `cell` that is stored already, or a new one that is measured and stored."""
     journal = Journal.beside(store, blank.slug()) if store else None
-    cell = known
     if cell is None:
         started = time.monotonic()
         with for_use(gallery.model):
@@ -262,7 +259,6 @@ class _Gallery:
         """Embed everything unless that has been done; returns `clean`."""
         if self.clean is None:
             self.clean = self._embed_images(lambda images, rows: images, watch)
-            self.images.drop_unreadable()
             self.captions = self._embed_texts(self.images.captions)
             self.owner = self.images.owner.to(self.model.device)
             self.places = self.images.places.to(self.model.device)
@@ -302,7 +298,7 @@ class _Gallery:
             return found
 
         gallery = self._embed_images(perturb, watch, journal)
-        if len(gallery) < len(self.prepare(watch)):
+        if len(gallery) < len(self.places):
             raise ValueError(f"{self.images.name}: an image can no longer be read; try again")
         return gallery
 
@@ -333,10 +329,8 @@ class _Gallery:
             parts = [torch.from_numpy(saved["embeddings"])]
         elif saved and journal:
             journal.remove()
-        rest, done = copy.copy(self.images), begin
-        rest.entries = rest.entries[begin:]
-        for rows, images in rest.batches(in_bytes(self.model.preprocess), self.batch_size):
-            rows = rows + begin
+        done = begin
+        for rows, images in self.images.batches(in_bytes(self.model.preprocess), self.batch_size, begin):
             changed = change(on_device(images, device), rows.to(device))
             with torch.no_grad(), self.model.computing_in("fp32"):
                 parts.append(self.model.encode_image(changed).cpu())
@@ -355,18 +349,6 @@ class _Gallery:
             size = max(self.batch_size, 512)
             parts = [self.model.encode_text(texts[i : i + size]) for i in range(0, len(texts), size)]
         return torch.cat(parts)[torch.tensor([number[text] for text in captions], device=self.model.device)]
-
-
-def _conditions(
-    attacks: Sequence[Attack | str],
-    norm: Literal["linf", "l2"],
-    eps: float | Sequence[float],
-    edits: Sequence[int],
-) -> list[tuple[Search, Threat | None]]:
-    found: list[tuple[Search, Threat | None]] = [*conditions(map(_attack, attacks), norm, eps)]
-    for k in edits:
-        found += [(TextEdits(edits=k, candidates=candidates), None) for candidates in (CANDIDATES, 1)]
-    return found
 
 
 def _attack(attack: Attack | str) -> Clean | PGD:

@@ -60,11 +60,6 @@ class Samples(NamedTuple):
     correct: np.ndarray
 
 
-def samples_folder(store: Path) -> Path:
-    """results.jsonl → results.samples/, the folder of its Parquet files."""
-    return store.with_suffix(SAMPLES)
-
-
 def write_samples(
     store: Path,
     cell: Cell,
@@ -144,6 +139,14 @@ def read_samples(store: Path, cell: Cell) -> Samples:
         ) from None
 
 
+def per_class(label: Any, correct: Any) -> dict[str, list[int]]:
+    """`Cell.per_class` of (n,) class indices and whether each image is classified correctly, of NumPy or torch."""
+    classes, inverse, total = np.unique(label, return_inverse=True, return_counts=True)
+    right = np.bincount(inverse, weights=correct).astype(int)
+    rows = zip(classes.tolist(), right.tolist(), total.tolist(), strict=True)
+    return {str(one): [correct, n] for one, correct, n in rows}
+
+
 def _names(column: pa.ChunkedArray) -> np.ndarray:
     """(n,) the values of a dictionary column, each in memory only once, however often it occurs; None if missing."""
     chunk = column.combine_chunks()
@@ -164,4 +167,4 @@ def _check(parquet: pq.ParquetFile, cell: Cell) -> None:
 
 
 def _path(store: Path, cell: Cell) -> Path:
-    return samples_folder(store) / f"{cell.slug()}.parquet"
+    return store.with_suffix(SAMPLES) / f"{cell.slug()}.parquet"

@@ -25,12 +25,12 @@ from advflyp.dtypes import whole
 from advflyp.evaluation.attacks import Condition, conditions, listed, recorded_arguments
 from advflyp.evaluation.batch_size import largest_batch
 from advflyp.evaluation.classifier import compiled, replayed
-from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
-from advflyp.evaluation.expected import WEBDATASET, Expected, place_of
+from advflyp.evaluation.evaluator import Evaluator, SetProgress
+from advflyp.evaluation.expected import WEBDATASET, Expected, is_known, place_of
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
 from advflyp.evaluation.results import Cell, append_cell, find_known, known_cells, read_cells, wilson
-from advflyp.evaluation.samples import has_samples, write_samples
+from advflyp.evaluation.samples import has_samples, per_class, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.evaluation.saved import SavedImages
 from advflyp.model.clip import CLIP
@@ -217,7 +217,7 @@ class _Suite:
         """Every cell of a dataset, if they are all stored and the dataset need not be opened; otherwise None."""
         # Whether the images are saved is known only once the dataset is open.
         opens = self.store is None or self.save_images or self.protocol.own_names
-        if opens or not isinstance(dataset, str):
+        if opens or not isinstance(dataset, str) or not is_known(dataset):
             return None
         search = choose_precision(self.precision, model.device)
         asked, found = replace(self.protocol, limit=self.limit, seed=self.seed), []
@@ -368,7 +368,7 @@ class _Suite:
             accuracy=correct / n,
             ci95=wilson(correct, n),
             seconds=round(time.monotonic() - started, 3),
-            per_class=_per_class(outcome),
+            per_class=per_class(outcome.label, outcome.correct),
             unreadable=sorted(
                 {evaluator.labelled.key(index) for index in evaluator.index.tolist()} - set(keys)
             ),
@@ -385,10 +385,3 @@ def _load(name: str, protocol: Protocol) -> LabelledSet:
     if protocol.source == "any" or canonical(name) is None:
         return load_set(name)
     return load_set(name, source=protocol.source)
-
-
-def _per_class(outcome: Outcome) -> dict[str, list[int]]:
-    total = torch.bincount(outcome.label)
-    right = torch.bincount(outcome.label[outcome.correct], minlength=len(total))
-    counts = zip(right.tolist(), total.tolist(), strict=True)
-    return {str(label): [correct, n] for label, (correct, n) in enumerate(counts) if n}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from advflyp.config import fill
-from advflyp.evaluation.results import SAMPLES, Measurement, read_lines, wilson
+from advflyp.evaluation.results import SAMPLES, Measurement, read_store, wilson
 from advflyp.files import write_atomically
 from advflyp.limits import MAX_DOCUMENT_BYTES
 
@@ -96,9 +96,8 @@ def interval(scores: Sequence[float], metric: str) -> tuple[float, float]:
 
 
 def read_answer_cells(path: Path) -> list[AnswerCell]:
-    """Every cell of a JSON-lines file; ValueError naming a line that is not a cell."""
-    cells = read_lines(path, _checked)
-    return list({(cell.model, *cell.key()): cell for cell in cells}.values())
+    """Every cell of a JSON-lines file, as `read_store` gives them."""
+    return read_store(path, _checked)
 
 
 def _checked(record: Any) -> AnswerCell:

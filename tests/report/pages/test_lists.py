@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from advflyp.cli.main import main
 from advflyp.method import METHODS
@@ -33,6 +34,18 @@ def test_one(words: list[str], shown: list[str], capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as stop:
         main([words[0], "nothing-of-this-name"])
     assert stop.value.code == 2
+
+
+def test_a_folder_is_not_the_set_that_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        (tmp_path / "food" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "food" / name / "0.png")
+    monkeypatch.chdir(tmp_path)
+    main(["sets", "food"])
+    text = capsys.readouterr().out
+    assert "2: a, b" in text and "comes with the package" not in text
 
 
 OWN = '''

@@ -12,7 +12,7 @@ import pytest
 
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.recall import Recall
-from advflyp.evaluation.results import Cell, append_cell, append_line
+from advflyp.evaluation.results import Cell, append_cell
 from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.model.clip import CLIP
 from advflyp.report.figures.examples import examples, rule
@@ -189,7 +189,7 @@ def test_retrieval_results(tmp_path: Path, cells: list[Cell]) -> None:
         for attack, eps in (("clean", 0.0), ("pgd10", 1 / 255))
     ]
     for one in found:
-        append_line(tmp_path / "retrieval.jsonl", dataclasses.asdict(one))
+        append_cell(tmp_path / "retrieval.jsonl", one)
     alone = Page(report_from_paths([tmp_path / "retrieval.jsonl"], tmp_path / "a"))
     assert "Image–text retrieval of a, b." in alone.text
     assert [row[1] for row in alone.rows if row[0].startswith("PGD-10")] == ["27.510–90"] * 2

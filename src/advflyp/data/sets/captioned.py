@@ -7,7 +7,7 @@ Every line of a text is a caption, as in the shards of COCO Captions and Flickr3
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,8 +66,6 @@ class CaptionedImages:
             str(test) if test.is_dir() and shards_in(test) else self.name, size=1, columns=columns
         )
         self.unreadable: dict[str, str] = {}
-        # By place: keys may repeat.
-        self._undecodable: set[int] = set()
         every = list(self._usable())
         self._check(self.unreadable, len(every) + len(self.unreadable))
         self.usable = len(every)
@@ -104,42 +102,44 @@ class CaptionedImages:
         """A hash of names, captions and the first images: the same pairs stored elsewhere have the same hash."""
         content = [[entry.key, *entry.captions] for entry in self.entries]
         digest = hashlib.sha256(json.dumps(content).encode())
-        for sample in islice(self._wanted(), HASHED_IMAGES):
+        for sample in self._wanted(self.entries[:HASHED_IMAGES]):
             digest.update(described(lambda sample=sample: read_image(sample.image_bytes())))
         return digest.hexdigest()
 
     def batches(
-        self, preprocess: Callable[[Image.Image], Tensor], batch_size: int, workers: int = 4
+        self, preprocess: Callable[[Image.Image], Tensor], batch_size: int, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows (N,) int64 and images (N, 3, H, W) in [0, 1], in order; decoded in threads, two batches ahead.
 
-        An image that cannot be decoded is skipped and entered in `unreadable`; `drop_unreadable` forgets it.
+        An image that cannot be decoded is skipped. After the last batch it moves from `entries` to `unreadable`.
+
+        Args:
+            preprocess: An RGB image → (3, H, W) in [0, 1].
+            batch_size: N; the last batch may be smaller.
+            start: The first row.
         """
-        broken: dict[int, str] = {}
+        broken: list[tuple[str, int, str]] = []
+        named: dict[str, str] = {}
 
         def skip(item: tuple[int, Sample], reason: str) -> None:
-            broken[item[0]] = reason
-            named: dict[str, str] = {}
-            for row, reason in broken.items():
-                _enter(named, self.entries[row].key, self.entries[row].place, reason)
+            entry = self.entries[item[0]]
+            broken.append((entry.key, entry.place, reason))
+            _enter(named, *broken[-1])
             self._check(named, len(self.entries))
 
         decoded = threaded(
-            enumerate(self._wanted()),
+            enumerate(self._wanted(self.entries[start:]), start),
             lambda item: preprocess(read_image(item[1].image_bytes())),
-            workers,
+            workers=4,
             ahead=2 * batch_size,
             held=lambda item: item[1].held,
         )
         for items, images in stacked(decoded, batch_size, skip):
             yield torch.tensor([row for row, _ in items]), images
-        for row, reason in broken.items():
-            _enter(self.unreadable, self.entries[row].key, self.entries[row].place, reason)
-            self._undecodable.add(self.entries[row].place)
-
-    def drop_unreadable(self) -> None:
-        """Forget the images that `batches` could not decode, captions and all."""
-        self.entries = [entry for entry in self.entries if entry.place not in self._undecodable]
+        for skipped in broken:
+            _enter(self.unreadable, *skipped)
+        gone = {place for _, place, _ in broken}  # keys may repeat
+        self.entries = [entry for entry in self.entries if entry.place not in gone]
 
     def _usable(self) -> Iterator[Entry]:
         """Every sample that has an image and a caption; the others are entered in `unreadable`."""
@@ -158,11 +158,11 @@ class CaptionedImages:
                 continue
             yield Entry(sample.key, place, captions)
 
-    def _wanted(self) -> Iterator[Sample]:
+    def _wanted(self, entries: Sequence[Entry]) -> Iterator[Sample]:
         """The samples of the entries, in their order."""
         if not isinstance(self.source, Sharded):
-            return (self.source[entry.place] for entry in self.entries)
-        wanted = {entry.place for entry in self.entries}
+            return (self.source[entry.place] for entry in entries)
+        wanted = {entry.place for entry in entries}
         every = islice(enumerate(in_order(self.source)), max(wanted, default=-1) + 1)
         return (sample for place, sample in every if place in wanted)
 
