@@ -90,14 +90,14 @@ def test_two_classes_of_one_name_are_both_trained_on(tiny: CLIP) -> None:
 def test_templates_in_place_of_the_sets(tiny: CLIP, source: Path) -> None:
     """Of one every caption is made; of several each is drawn, anew each epoch, whatever the batches and threads."""
     stream = opened(source, tiny, templates="a {} thing")
-    assert stream.templates == ["a {} thing"] and not stream.draws_captions
+    assert stream.templates == stream.caption_templates == ["a {} thing"]
     for batch in stream.epoch(0):
         names = [stream.classes[label] for label in batch.labels.tolist()]
         assert batch.captions == [f"a {name} thing" for name in names]
 
     def drawn(epoch: int, **how: Any) -> list[tuple[str, int]]:
         stream = opened(source, tiny, templates="a {} | the {}, here", **how)
-        assert stream.templates == ["a {}", "the {}, here"] and stream.draws_captions
+        assert stream.templates == stream.caption_templates == ["a {}", "the {}, here"]
         batches = list(stream.epoch(epoch))
         return [pair for b in batches for pair in zip(b.captions, b.labels.tolist(), strict=True)]
 

@@ -23,7 +23,7 @@ from advflyp.data.pairs.pairs import Decoded, Pairs, Reading, Tokenizer, open_pa
 from advflyp.data.pairs.sources import find_shards
 from advflyp.data.pairs.stream import IndexedStream
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
-from advflyp.data.pairs.tars import BROKEN, DamagedTar, members, unpacked
+from advflyp.data.pairs.tars import DamagedTar, members, unpacked
 from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
 from advflyp.data.sets.images import balanced, drawn_classes, represented
@@ -49,14 +49,14 @@ class LabelledBatches(Pairs, Protocol):
     """A source of labelled batches: they hold "labels" (N,) int64, and as captions the prompts of their classes.
 
     Attributes:
-        classes, templates: As in `LabelledSet`; captions use the first template.
-        draws_captions: Whether each caption uses a template drawn from all instead.
+        classes, templates: As in `LabelledSet`.
+        caption_templates: Those of the captions: one, or several if each caption draws one.
         represented: The classes that have images.
     """
 
     classes: list[str]
     templates: list[str]
-    draws_captions: bool
+    caption_templates: list[str]
     represented: list[str]
 
 
@@ -77,7 +77,7 @@ class DecodedLabelled(Decoded[tuple[int, int]]):
         self.represented = represented(self.classes, (label for _, label in self.rows))
         chosen = how.config.chosen_templates()
         self.templates = chosen or labelled.templates
-        self.draws_captions = chosen is not None and len(chosen) > 1
+        self.caption_templates = chosen or self.templates[:1]
         super().__init__(how, IndexedStream(self.rows, seed=how.seed, share=how.share), "image")
 
     def key(self, sample: tuple[int, int]) -> str:
@@ -85,8 +85,7 @@ class DecodedLabelled(Decoded[tuple[int, int]]):
 
     def decode(self, sample: tuple[int, int], epoch: int) -> dict[str, Any]:
         place, label = sample
-        templates = self.templates if self.draws_captions else self.templates[:1]
-        template = Random(f"{self.how.seed}/{epoch}/{place}").choice(templates)
+        template = Random(f"{self.how.seed}/{epoch}/{place}").choice(self.caption_templates)
         image = self.how.reader.from_image(self.labelled.image(place))
         return {"images": image, "labels": label, "captions": fill(template, self.classes[label])}
 
@@ -220,6 +219,6 @@ def _shard_readings(shard: Path) -> set[Kind]:
                     found.add("pairs")
                 elif name is not None and name.suffix == LABEL_SUFFIX:
                     found.add("labelled")
-    except (SkippedSample, OSError, DamagedTar, *BROKEN):
+    except (SkippedSample, OSError, DamagedTar):
         pass  # reported when the shard is opened
     return found

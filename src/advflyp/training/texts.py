@@ -37,7 +37,7 @@ def open_texts(
     assert isinstance(pairs, LabelledBatches)
     of_classes = ClassTexts(model, pairs.classes, pairs.templates, frozen=frozen)
     # Captions of a single template are the classes' prompts, which have been encoded already.
-    draws_captions = pairs.draws_captions
+    draws_captions = len(pairs.caption_templates) > 1
     needs_classes = method.needs_classes or not draws_captions
 
     def add(batch: Batch) -> Batch:

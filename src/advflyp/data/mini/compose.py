@@ -139,15 +139,14 @@ class MiniLabelled(MiniPairs):
         super().__init__(folder, how, classes)
         chosen = how.config.chosen_templates()
         self.classes, self.templates = list(classes), chosen or list(templates)
-        self.draws_captions = chosen is not None and len(chosen) > 1
+        self.caption_templates = chosen or self.templates[:1]
         number = {concept: label for label, concept in enumerate(self.classes)}
         self.labels = torch.tensor([number[meta["concept"]] for meta in self.metas])
         self.represented = represented(self.classes, self.labels.tolist())
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
         labels = self.labels[index]
-        templates = self.templates if self.draws_captions else self.templates[:1]
-        captions = [fill(rng.choice(templates), self.classes[i]) for i in labels.tolist()]
+        captions = [fill(rng.choice(self.caption_templates), self.classes[i]) for i in labels.tolist()]
         return {"labels": labels, "captions": captions}
 
 
