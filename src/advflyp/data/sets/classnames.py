@@ -47,8 +47,6 @@ def _caltech256(folder: str) -> str:
     return words(folder.split(".", 1)[1].removesuffix("-101").replace("-", " "))
 
 
-_openai_names = cache(names_by_wnid)
-
 IMAGENET = ("imagenet", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
 
 OURS: Mapping[str, Rule] = {
@@ -66,7 +64,7 @@ OURS: Mapping[str, Rule] = {
     "fgvc_aircraft": as_written,
     "eurosat": lambda folder: EUROSAT.get(folder, words(folder)),
     "dtd": words,
-    **dict.fromkeys(IMAGENET, lambda wnid: _openai_names()[wnid]),
+    **dict.fromkeys(IMAGENET, lambda wnid: names_by_wnid()[wnid]),
     "objectnet": lambda title: title.lower().replace("_", " "),
     "tiny-imagenet": first_of,
     "pcam": as_written,

@@ -51,7 +51,7 @@ def _proxy_set() -> dict[str, Any]:
 
 def _read_images(path: Path) -> Encoded:
     """The images and labels in a tar of KEY.webp and KEY.cls members."""
-    members = list(read_tar(path))
+    members = read_tar(path)
     images = [(name, data) for name, data in members if not name.endswith(".cls")]
     labels = [int(data) for name, data in members if name.endswith(".cls")]
     return Encoded([data for _, data in images], [name for name, _ in images], labels)

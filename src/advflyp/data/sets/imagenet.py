@@ -3,6 +3,7 @@
 Readers as in `readers.py`: the names of the thousand classes are their WordNet numbers.
 """
 
+from functools import cache
 from pathlib import Path
 
 from advflyp.config import convert
@@ -17,6 +18,7 @@ HELD_OUT = 0.1
 VARIANTS = {"test": "matched-frequency", "threshold-0.7": "threshold0.7", "top-images": "top-images"}
 
 
+@cache
 def names_by_wnid() -> dict[str, str]:
     """{"n01440764": "tench", …}: OpenAI's names for the thousand classes, in the order of the labels."""
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES

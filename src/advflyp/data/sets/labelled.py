@@ -16,8 +16,7 @@ from torch import Tensor
 from advflyp.config import nearest_path
 from advflyp.data.pairs.images import UNREADABLE, as_rgb
 from advflyp.data.pairs.prefetch import stacked, threaded
-from advflyp.data.sets.catalogue import Source, canonical, data_folder, open_set, parts
-from advflyp.data.sets.catalogue import set_names as set_names
+from advflyp.data.sets.catalogue import Source, canonical, data_folder, open_set, parts, set_names
 from advflyp.data.sets.classnames import IMAGENET, OURS
 from advflyp.data.sets.embedded import mini_set
 from advflyp.data.sets.folders import (
@@ -306,7 +305,6 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
         "source": entry.home,
         "licence": entry.licence,
         "in_proxy": False,
-        "published": entry.n if split == entry.every_split[0] else None,
         "read_from": "files" if webdataset is None else "webdataset",
     }
     return LabelledSet(images, classes, templates, name=name, split=split, own_names=own_names, info=info)
