@@ -41,7 +41,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.graphs import Graphs, check_device
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision
-from advflyp.model.zeroshot import class_embeddings, class_logits
+from advflyp.model.zeroshot import class_embeddings
 
 WARMUP = "pgd10"
 CANDIDATES = {"ours": "ours", "obvious": "(a) obvious", "official": "(b) pyautoattack"}
@@ -162,8 +162,7 @@ def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> Labelle
     """The images that are used, each labelled with the model's own answer."""
     evaluator = Evaluator(model, labelled)
     index = labelled.subset(arguments.images, 0)
-    batches = labelled.batches(model.preprocess, arguments.batch_size, index)
-    answers = [evaluator.logits_fp32(images.to(model.device)).argmax(1) for _, images, _ in batches]
+    answers = [evaluator.logits_fp32(images).argmax(1) for images, _ in batches(model, labelled, arguments)]
     pictures = [labelled.dataset[place][0] for place in index]
     return replace(labelled, dataset=list(zip(pictures, torch.cat(answers).tolist(), strict=True)))
 
@@ -243,17 +242,12 @@ def time_prompts(model, labelled, record: Record, arguments: Arguments) -> None:
 def official(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
     from pyautoattack import AutoAttack
 
-    weights = class_embeddings(model, labelled.classes, labelled.templates)
-    scale = model.logit_scale.detach()
-
-    class Classifier(torch.nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return class_logits(model.encode_image(images), weights, scale)
-
-    evaluator = Classifier().eval()
+    classifier = model.classifier(labelled.classes, labelled.templates)
     columns = zip(*batches(model, labelled, arguments), strict=True)
     images, labels = (torch.cat(column) for column in columns)
-    attack = AutoAttack(evaluator, norm="Linf", eps=threat.eps, version="standard", device=str(images.device))
+    attack = AutoAttack(
+        classifier, norm="Linf", eps=threat.eps, version="standard", device=str(images.device)
+    )
     if name != "autoattack":
         attack.attacks_to_run = name.split("+")
     targets = count_targets(len(labelled.classes))
@@ -262,7 +256,7 @@ def official(model, labelled, name: str, threat: Threat, arguments: Arguments) -
     right = 0
     with torch.no_grad():
         for part in torch.arange(len(images)).split(arguments.batch_size):
-            right += int((evaluator(adversarial[part]).argmax(1) == labels[part]).sum())
+            right += int((classifier(adversarial[part]).argmax(1) == labels[part]).sum())
     return right / len(labelled.subset(arguments.images, 0))
 
 

@@ -30,7 +30,7 @@ from typing import Any, NoReturn, TextIO
 
 from figures import Figures, headline_table
 from stages import CALLS, SECONDS, Stage
-from timing import ROOT, write_json
+from timing import ROOT, write_json, write_text
 
 # Grace period of a stopped stage, in seconds.
 GRACE = 5.0
@@ -59,14 +59,32 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Call:
-    """One call: its outcomes so far, and where they are written."""
+    """One call: what its stages have in common, its outcomes so far, and where they are written.
+
+    Attributes:
+        out: Folder for what is written.
+        work: Folder for the stages' own files.
+        values: What is filled into their commands.
+        missing: Packages that this Python lacks.
+    """
 
     name: str
     out: Path
+    work: Path
     tiny: bool
+    values: dict[str, Any]
+    environment: dict[str, str]
     machine: dict[str, Any]
     missing: list[str]
     outcomes: list[Outcome] = field(default_factory=list)
+
+    def left_out(self, stage: Stage) -> str:
+        """Why a stage is not run; empty if it is."""
+        if self.tiny and not stage.tiny:
+            return "it has no tiny size"
+        if "{tests}" in stage.command and not self.values["tests"]:
+            return "no test is marked `gpu`"
+        return ""
 
     def write(self) -> None:
         tree = {
@@ -77,9 +95,7 @@ class Call:
         }
         outcomes = [asdict(outcome) for outcome in self.outcomes]
         write_json(self.out / f"{self.name}.json", {**tree, "stages": outcomes})
-        draft = self.out / f".{self.name}.md.partial"
-        draft.write_text(self.markdown(), encoding="utf-8")
-        draft.replace(self.out / f"{self.name}.md")
+        write_text(self.out / f"{self.name}.md", self.markdown())
 
     def markdown(self) -> str:
         """A heading, the machine, and a table with a row for each figure."""
@@ -127,44 +143,26 @@ def marks_gpu(program: str) -> bool:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all stages of a call have in common: values for their commands, environment, folder for their files."""
-
-    tiny: bool
-    work: Path
-    values: dict[str, Any]
-    environment: dict[str, str]
-
-    def left_out(self, stage: Stage) -> str:
-        """Why a stage is not run; empty if it is."""
-        if self.tiny and not stage.tiny:
-            return "it has no tiny size"
-        if "{tests}" in stage.command and not self.values["tests"]:
-            return "no test is marked `gpu`"
-        return ""
-
-
 def allowance(limit: float, later: Sequence[float], left: float) -> float:
     """Seconds for a stage: the time left minus the limits of later ones, but at least its own limit if that is left."""
     return min(left, max(limit, left - sum(later)))
 
 
-def run_stages(call: Call, stages: Sequence[Stage], setting: Setting, deadline: float) -> None:
+def run_stages(call: Call, stages: Sequence[Stage], deadline: float) -> None:
     with open(call.out / f"{call.name}.log", "w", encoding="utf-8") as log:
         for number, stage in enumerate(stages):
-            later = [other.limit for other in stages[number + 1 :] if not setting.left_out(other)]
+            later = [other.limit for other in stages[number + 1 :] if not call.left_out(other)]
             seconds = allowance(stage.limit, later, deadline - time.monotonic())
-            outcome = run_stage(stage, seconds, setting, log)
+            outcome = run_stage(stage, seconds, call, log)
             call.outcomes.append(outcome)
             call.write()
             print(f"{outcome.name}: {outcome.status}, {outcome.seconds:.0f} s", flush=True)
 
 
-def run_stage(stage: Stage, seconds: float, setting: Setting, log: TextIO) -> Outcome:
-    values = setting.values | {"seconds": int(seconds - AROUND_HEADLINE)}
-    outcome = Outcome(name=stage.name, command=stage.typed(setting.tiny, values), status="done")
-    if reason := setting.left_out(stage):
+def run_stage(stage: Stage, seconds: float, call: Call, log: TextIO) -> Outcome:
+    values = call.values | {"seconds": int(seconds - AROUND_HEADLINE)}
+    outcome = Outcome(name=stage.name, command=stage.typed(call.tiny, values), status="done")
+    if reason := call.left_out(stage):
         outcome.status = f"left out: {reason}"
         return outcome
     if seconds < GRACE:
@@ -173,14 +171,14 @@ def run_stage(stage: Stage, seconds: float, setting: Setting, log: TextIO) -> Ou
     log.write(f"\n== {stage.name}, at most {seconds:.0f} s: {outcome.command}\n")
     log.flush()
     begun = time.monotonic()
-    code = run_command(stage.words(setting.tiny, values), seconds, setting.environment, log)
+    code = run_command(stage.words(call.tiny, values), seconds, call.environment, log)
     outcome.seconds = round(time.monotonic() - begun, 1)
     if code is None:
         outcome.status = f"stopped after {seconds:.0f} s"
     elif code != 0:
         outcome.status = f"failed with exit code {code}"
     # Results written before a failure count.
-    result = setting.work / stage.result
+    result = call.work / stage.result
     if result.is_file():
         try:
             outcome.figures = stage.read(result)
@@ -268,12 +266,13 @@ def run_call(options: argparse.Namespace) -> int:
     work.mkdir(exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
     tests = " ".join(gpu_tests(ROOT / "tests"))
-    values = {"device": options.device, "seeds": options.seeds, "tests": tests, "work": work}
-    setting = Setting(tiny=options.tiny, work=work, values=values, environment=environment)
     call = Call(
         name=options.call,
         out=options.out,
+        work=work,
         tiny=options.tiny,
+        values={"device": options.device, "seeds": options.seeds, "tests": tests, "work": work},
+        environment=environment,
         machine=found["machine"],
         missing=found["missing"],
     )
@@ -282,7 +281,7 @@ def run_call(options: argparse.Namespace) -> int:
             f"this Python lacks {', '.join(call.missing)}; `benchmarks/gpu.sh wheels` brings them",
             file=sys.stderr,
         )
-    run_stages(call, CALLS[call.name], setting, deadline)
+    run_stages(call, CALLS[call.name], deadline)
     if call.name == "reproduce":
         pack(work / "study", options.out / "reproduce.tar.gz")
     print(call.markdown())

@@ -17,14 +17,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 from figures import headline_table
+from rich.console import Console
 from timing import ROOT, Record, describe_machine
 
-if TYPE_CHECKING:
-    from advflyp.paper.plan import Plan
+from advflyp.config import suggest
+from advflyp.model.load import pick_device
+from advflyp.paper.experiments import make_plan
+from advflyp.paper.plan import Plan, read_begun
+from advflyp.paper.steps import carry_out, is_done, steps_of
+from advflyp.paper.study import read_study
+from advflyp.report.measure.results import Results
 
 EXPERIMENTS = ("table2", "table4", "table10", "table11")
 KNOWN_RATES = ROOT / "docs/results/reproduce-mini/tuning.json"
@@ -60,13 +66,8 @@ class Arguments:
     """File for the results."""
 
 
-def headline_plan(arguments: Arguments) -> "Plan":
+def headline_plan(arguments: Arguments) -> Plan:
     """The part of the reproduction's plan that the arguments name; ValueError for an unknown method."""
-    from advflyp.config import suggest
-    from advflyp.model.load import pick_device
-    from advflyp.paper.experiments import make_plan
-    from advflyp.paper.plan import read_begun
-
     plan = make_plan("mini", seeds=arguments.seeds, steps=arguments.steps).only(EXPERIMENTS)
     known = [run.name for run in plan.runs]
     for name in arguments.methods:
@@ -90,13 +91,8 @@ def headline_plan(arguments: Arguments) -> "Plan":
 
 def work(arguments: Arguments) -> None:
     """One process: steps of the plan that no other has taken."""
-    from rich.console import Console
-
-    from advflyp.paper.steps import carry_out
-
     plan = headline_plan(arguments)
-    failed = carry_out(plan, plan, arguments.out, Console(width=120))
-    if failed:
+    if carry_out(plan, plan, arguments.out, Console(width=120)):
         raise SystemExit(1)
 
 
@@ -131,10 +127,8 @@ def stop(processes: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-def progress(plan: "Plan", folder: Path) -> dict[str, dict[str, int]]:
+def progress(plan: Plan, folder: Path) -> dict[str, dict[str, int]]:
     """Method label → number of seeds "planned" and "finished"."""
-    from advflyp.paper.steps import is_done, steps_of
-
     counts = {run.label: {"planned": 0, "finished": 0} for run in plan.runs}
     for step in steps_of(plan):
         counts[step.run.label]["planned"] += 1
@@ -148,9 +142,6 @@ def read_rows(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> list[dic
     Conditions are "clean", "PGD-10, ε = 1/255" and so on. Each is {"mean", "deviation", "seeds"} over the seeds
     measured on all sets; "deviation" is the sample standard deviation over seeds, None for a single seed.
     """
-    from advflyp.paper.study import read_study
-    from advflyp.report.measure.results import Results
-
     study = read_study(folder)
     results = Results(study.cells, seeds=True)
     sets = study.experiments[0].sets
@@ -180,9 +171,6 @@ def main() -> None:
     begun = time.monotonic()
     sound = run_processes(arguments)
     seconds = time.monotonic() - begun
-
-    from advflyp.model.load import pick_device
-
     record = Record(
         "headline", arguments.json, arguments, describe_machine(str(pick_device(arguments.device)))
     )

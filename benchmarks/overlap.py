@@ -82,7 +82,11 @@ def main() -> None:
     pixels, _ = read_shards(EMBEDDED)
     training = np.array([image_hash(on_white(Image.fromarray(one))) for one in pixels[:]], np.uint64)
     test = np.concatenate([both([on_white(p) for p, _ in load_set(name).dataset]) for name in names])
-    flagged = {row for start in range(0, len(training), 64) for row in _rows(training, test, start)}
+    flagged = {
+        start + row
+        for start in range(0, len(training), 64)
+        for row, *_ in within(training[start : start + 64], test, HASH_LIMIT)
+    }
     print(
         f"alone it flags {len(flagged)} of {len(training):,} training pictures against {len(test):,} test pictures"
     )
@@ -93,10 +97,6 @@ def main() -> None:
     print(
         f"search among 100,000 images and their mirror images: {milliseconds:.2f} ms of processor time an image"
     )
-
-
-def _rows(training: np.ndarray, test: np.ndarray, start: int) -> set[int]:
-    return {start + row for row, *_ in within(training[start : start + 64], test, HASH_LIMIT)}
 
 
 if __name__ == "__main__":

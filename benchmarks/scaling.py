@@ -11,7 +11,6 @@ extrapolation states its assumptions; the bytes and operations in it follow from
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import tyro
+
+from advflyp.training.build import build
+from advflyp.training.recipe import read_recipe
+from advflyp.training.update import update
 
 RECIPE = """
 [model]
@@ -61,13 +66,6 @@ class Arguments:
 
 def work(folder: Path, steps: int) -> None:
     """One process: measures the times and bytes of its steps."""
-    import torch
-    import torch.distributed as dist
-
-    from advflyp.training.build import build
-    from advflyp.training.recipe import read_recipe
-    from advflyp.training.update import update
-
     sent: Counter[str] = Counter()
     counting = False
 
@@ -114,22 +112,11 @@ def measure(count: int, arguments: Arguments) -> dict[str, Any]:
         model=arguments.model, batch_size=count * arguments.per_process, precision=arguments.precision
     )
     (folder / "recipe.toml").write_text(text, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, __file__, "--worker", str(folder), str(arguments.steps)]
-    running = []
-    for rank in range(count):
-        shared = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "WORLD_SIZE": str(count),
-            "RANK": str(rank),
-        }
-        place = {**shared, "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} if count > 1 else {}
-        running.append(subprocess.Popen(command, env={**os.environ, **place}))
-    codes = [process.wait() for process in running]
-    if any(codes):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [sys.executable, *(torchrun if count > 1 else []), __file__]
+    # As many threads as a single process has; torchrun would allow one.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ}
+    if subprocess.run([*command, "--worker", str(folder), str(arguments.steps)], env=threads).returncode:
         raise SystemExit(f"a process of {count} failed")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     shutil.rmtree(folder)

@@ -59,13 +59,9 @@ def instruction_sets() -> str:
     """The processor's widest instructions and whether it multiplies bf16: "AVX-512, bf16"; known only on Linux."""
     import torch
 
-    flags: set[str] = set()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            key, _, values = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                flags.update(values.split())
+    from advflyp.cli.environment import instructions
+
+    flags = set(instructions())
     widest = next((name for flag, name in WIDTHS if flag in flags), platform.machine())
     parts = [widest, *(["AMX"] if "amx_bf16" in flags else []), *(["bf16"] if flags & set(BF16) else [])]
     used = torch.backends.cpu.get_cpu_capability()
@@ -132,10 +128,15 @@ class Record:
 
 
 def write_json(path: Path, tree: Any) -> None:
+    """As `write_text`, for what JSON can hold; anything else is written as its text."""
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write the whole file or leave the one before, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(json.dumps(tree, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 

@@ -15,6 +15,7 @@ branches one after another, and uses open_clip's own layers.
 
 import itertools
 import logging
+import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -22,7 +23,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, Literal
 
@@ -170,25 +170,6 @@ class Transcription:
         return loss.item()
 
 
-@dataclass
-class Measured:
-    """One method at one precision, in seconds a step."""
-
-    ours: list[float]
-    transcription: list[float]
-    losses: tuple[float, float]
-    arithmetic: float | None
-    """The transcription's divided by ours; None for compiled code, which cannot be counted, or without warm-up."""
-
-    @property
-    def median(self) -> dict[str, float]:
-        return medians({"ours": self.ours, "transcription": self.transcription})
-
-    @property
-    def ratio(self) -> float:
-        return self.median["transcription"] / self.median["ours"]
-
-
 def measure(
     name: str,
     regularised: bool,
@@ -197,7 +178,12 @@ def measure(
     compiled: Compile | None,
     arguments: Arguments,
     folder: Path,
-) -> Measured:
+) -> dict[str, Any]:
+    """What one method needs at one precision.
+
+    "arithmetic_ratio", the transcription's operations divided by ours, is None for compiled code, which cannot be
+    counted, and without warm-up.
+    """
     path = folder / "recipe.toml"
     path.write_text(
         RECIPE.format(
@@ -250,8 +236,16 @@ def measure(
         name += ("-full" if regularised else "") + (f"-{compiled}" if compiled else "")
         write_profile(run, batches, arguments.profile / f"{name}.txt")
     run.close()
-    arithmetic = flops[1].total / flops[0].total if flops[0].total else None
-    return Measured(**times, losses=(ours, theirs), arithmetic=arithmetic)
+    median = medians(times)
+    return {
+        "seconds": median["ours"],
+        "seconds_each": times["ours"],
+        "algorithm_1_seconds": median["transcription"],
+        "algorithm_1_seconds_each": times["transcription"],
+        "ratio": median["transcription"] / median["ours"],
+        "arithmetic_ratio": flops[1].total / flops[0].total if flops[0].total else None,
+        "losses": (ours, theirs),
+    }
 
 
 def of_its_size(run: TrainingRun) -> Iterator[Batch]:
@@ -291,7 +285,7 @@ def write_profile(run: TrainingRun, batches: Iterator[Batch], path: Path, steps:
 
 def shown(seconds: list[float]) -> str:
     """The median with the range: "0.345 s 0.340–0.352"."""
-    return f"{median(seconds):.3f} s {min(seconds):.3f}–{max(seconds):.3f}"
+    return f"{statistics.median(seconds):.3f} s {min(seconds):.3f}–{max(seconds):.3f}"
 
 
 def main() -> None:
@@ -326,19 +320,15 @@ def main() -> None:
             batch_size=batch_size,
             precision=precision,
             compiled=compiled,
-            seconds=found.median["ours"],
-            seconds_each=found.ours,
-            algorithm_1_seconds=found.median["transcription"],
-            algorithm_1_seconds_each=found.transcription,
-            ratio=found.ratio,
-            arithmetic_ratio=found.arithmetic,
-            losses=found.losses,
+            **found,
         )
-        arithmetic = f"{found.arithmetic:.2f}" if found.arithmetic else "–"
+        arithmetic = f"{found['arithmetic_ratio']:.2f}" if found["arithmetic_ratio"] else "–"
+        ours, theirs = found["losses"]
         print(
             f"{name:16} {method:13} {batch_size:5} {precision:5} "
-            f"{shown(found.ours):>21} {shown(found.transcription):>21} {found.ratio:6.2f} {arithmetic:>6} "
-            f"{batch_size / found.median['ours']:8.1f}   losses {found.losses[0]:.4f} and {found.losses[1]:.4f}"
+            f"{shown(found['seconds_each']):>21} {shown(found['algorithm_1_seconds_each']):>21} "
+            f"{found['ratio']:6.2f} {arithmetic:>6} {batch_size / found['seconds']:8.1f}   "
+            f"losses {ours:.4f} and {theirs:.4f}"
             f"{f', compiled: {compiled}' if compiled else ''}",
             flush=True,
         )

@@ -51,10 +51,17 @@ def small_stage(folder: Path, name: str, program: str, limit: float = 60) -> Sta
 
 
 def run(tmp_path: Path, stages: list[Stage], seconds: float = 60) -> gpu.Call:
-    call = gpu.Call(name="check", out=tmp_path, tiny=False, machine=MACHINE, missing=[])
-    values = {"device": "cpu", "seeds": 1, "tests": "", "work": tmp_path}
-    setting = gpu.Setting(tiny=False, work=tmp_path, values=values, environment=dict(os.environ))
-    gpu.run_stages(call, stages, setting, time.monotonic() + seconds)
+    call = gpu.Call(
+        name="check",
+        out=tmp_path,
+        work=tmp_path,
+        tiny=False,
+        values={"device": "cpu", "seeds": 1, "tests": "", "work": tmp_path},
+        environment=dict(os.environ),
+        machine=MACHINE,
+        missing=[],
+    )
+    gpu.run_stages(call, stages, time.monotonic() + seconds)
     return call
 
 
