@@ -28,7 +28,7 @@ from advflyp.data.tools import vlm
 from advflyp.data.tools.caption import MODEL, PROMPT, Captioned, Options, caption, which_part
 from advflyp.data.tools.vlm import Captioner
 from helpers import COLOURS, SHAPES, picture
-from hubserver import NOWHERE, use_hub
+from hubserver import NOWHERE, Hub, use_hub
 
 transformers: Any = pytest.importorskip("transformers")
 tokenizers: Any = pytest.importorskip("tokenizers")
@@ -565,6 +565,32 @@ def test_the_hub_is_out_of_reach(
     ):
         run("out", model="user/vlm")
     assert time.monotonic() - started < 20 and not (tmp_path / "out").exists()
+
+
+def test_a_model_of_the_hub_is_checked_as_a_folder_is(
+    tmp_path: Path, model: str, hub: Hub, run: Callable[..., Captioned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in Path(model).iterdir()}
+    tokenizer = json.loads(files["tokenizer.json"])
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a|a)*b"}, "content": "x"}
+    hub.repos["user/vlm"] = files | {
+        "pytorch_model.bin": b"the same again",
+        "consolidated.safetensors": b"and again",
+    }
+    hub.repos["user/slow"] = files | {"tokenizer.json": json.dumps(tokenizer).encode()}
+    use_hub(monkeypatch, hub.url, tmp_path / "cache")
+    with pytest.raises(ValueError, match="cannot caption with user/slow: .*normalizer"):
+        run(model="user/slow")
+    assert not (tmp_path / "out").exists()
+    run("local")
+    assert run(model="user/vlm").pairs == 11
+    texts = [
+        {name: data for name, data in content.items() if not name.endswith(".json")}
+        for folder in ("out", "local")
+        for content in members(tmp_path / folder).values()
+    ]
+    assert texts[:3] == texts[3:]
+    assert not {"user/vlm/pytorch_model.bin", "user/vlm/consolidated.safetensors"} & set(hub.served)
 
 
 def test_out_belongs_to_one_run(tmp_path: Path, run: Callable[..., Captioned], images: str) -> None:

@@ -1,6 +1,7 @@
 """A generative vision-language model that describes images, through transformers (extra `caption`)."""
 
 import os
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,9 @@ from advflyp.model.tokenizers import check_tokenizer, read_in_time
 from advflyp.wording import counted
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# The files of a model that are fetched: of its weights, safetensors if there are any.
+SMALL_FILES = (".json", ".txt", ".model", ".jinja")
+WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
 MISSING = "captioning needs transformers; install it with `pip install transformers`"
 
 
@@ -45,10 +49,10 @@ class Captioner:
             raise ValueError(MISSING) from None
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.device, self.dtype = own_device(device), DTYPES[dtype]
-        model = _located(model)
+        folder = _folder(model)
         safetensors: Any = import_module("safetensors")
         try:
-            self.processor, self.net = _loaded(transformers, model, self.dtype)
+            self.processor, self.net = _loaded(transformers, folder, self.dtype)
         except (OSError, ValueError, KeyError, ImportError, safetensors.SafetensorError) as error:
             raise ValueError(f"cannot caption with {model}: {first_line(error)}") from error
         self.net.to(self.device).eval()
@@ -113,33 +117,36 @@ def own_device(name: str) -> torch.device:
     return device
 
 
-def _located(model: str) -> str:
-    """A folder, or a name on the hub; ValueError if it can be neither."""
-    model = str(Path(model).expanduser()) if model.startswith("~") else model
-    if Path(model).is_dir():
-        return model
-    if model.startswith((".", "/")) or model.count("/") > 1:
+def _folder(model: str) -> Path:
+    """The model's folder, fetched if `model` is a name on the hub; ValueError if it can be neither."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ValueError(f"there is no model folder {model}; name one, or a model of the Hugging Face hub")
-    # If the hub does not answer, transformers would ask it again and again.
-    return str(open_repository(model).cached or model)
+    # Not by transformers, which would read the files before they are checked, and ask a silent hub again and again.
+    repository = open_repository(model)
+    weights = [file for file in repository.files if WEIGHTS.fullmatch(file)]
+    safe = [file for file in weights if file.endswith(".safetensors")]
+    small = [file for file in repository.files if file.endswith(SMALL_FILES)]
+    return repository.fetch([*small, *(safe or weights)])
 
 
-def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _loaded(transformers: Any, folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """The processor and the net; ValueError, KeyError, OSError or ImportError if the model is of the wrong kind."""
     # Unless told not to, transformers asks on the terminal whether to run a stranger's code.
-    config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"a {config.model_type} model does not generate text from an image and a prompt")
     check_attention(config, "it")
     if getattr(config, "is_encoder_decoder", False):
         # Its answers do not begin with the prompt, which `Captioner` cuts off.
         raise ValueError("it is an encoder-decoder; name a decoder-only model")
-    if Path(model).is_dir():
-        check_stored(transformers, config, Path(model))
-        check_tokenizer(Path(model))
-    processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
+    check_stored(transformers, config, folder)
+    check_tokenizer(folder)
+    processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     net, report = transformers.AutoModelForImageTextToText.from_pretrained(
-        model, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
     )
     if report["missing_keys"]:
         # transformers only warns, and initialises them at random.
