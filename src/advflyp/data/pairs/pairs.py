@@ -64,9 +64,7 @@ class Reading:
     seed: int  # what the order depends on, beside the epoch
     device: torch.device  # where images become floats; they get there as bytes
     share: Share  # which rows of a batch this rank makes
-    tokenizer: Tokenizer | None = (
-        None  # tokenizes the captions into "tokens", if that is to be done with the batch
-    )
+    tokenizer: Tokenizer | None = None  # makes "tokens" of the captions, if the batch is to have them
 
 
 class Decoded(ABC, Generic[Raw]):

@@ -17,7 +17,6 @@ from advflyp.data.filenames import (
 from advflyp.data.pairs.addresses import is_remote, open_binary
 from advflyp.data.pairs.samples import Sample, json_captions
 from advflyp.data.pairs.tars import (
-    BROKEN,
     DamagedTar,
     Member,
     Parts,
@@ -61,8 +60,6 @@ class TarShard:
                     yield sample, end
         except DamagedTar as error:
             yield Sample(self.name, problem=str(error)), end
-        except BROKEN:
-            yield Sample(self.name, problem="truncated shard"), end
         except OSError as error:
             # A failing disk is an error: otherwise all the remaining samples would count as skipped.
             raise ValueError(f"cannot read {self.address} at byte {end}: {error}") from error
@@ -83,9 +80,6 @@ class _Group:
     def is_whole(self) -> bool:
         return is_whole(self.parts)
 
-    def takes(self, member: filenames.Member) -> bool:
-        return member.key == self.key and member.suffix not in self.parts
-
     def passes_over(self, member: filenames.Member) -> bool:
         """Whether a member between image and caption is an extra file of the sample: 1.jpg, 1.mask.png, 1.txt."""
         return not self.is_whole and is_extra(member.key, (self.key,))
@@ -94,9 +88,8 @@ class _Group:
 def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
     """Group the members of a sample; others are passed over. Damage is raised after the last whole group."""
     group: _Group | None = None
-    strange: list[
-        _Group
-    ] = []  # they go out between samples: a resumed stream never begins in the middle of one
+    # They go out between samples: a resumed stream never begins in the middle of one.
+    strange: list[_Group] = []
     try:
         for member in found:
             if problem := _problem(member):
@@ -105,7 +98,7 @@ def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
             name = parse_member(member.name) if member.is_file else None
             if name is None or (group is not None and group.passes_over(name)):
                 continue
-            if group is not None and group.takes(name):
+            if group is not None and name.key == group.key and name.suffix not in group.parts:
                 group.parts[name.suffix] = member.data
                 group.end = member.end
                 continue
@@ -114,7 +107,7 @@ def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
             yield from strange
             strange = []
             group = _Group(name.key, name.base, member.end, member.end, {name.suffix: member.data})
-    except (DamagedTar, OSError, *BROKEN):
+    except (DamagedTar, OSError):
         # A sample that ends where the shard breaks may have lost its image or caption.
         if group is not None and group.is_whole:
             yield group
@@ -152,10 +145,9 @@ class _Samples:
         held: list[tuple[Sample, int]] = []
         base = last = ""
         try:
-            for found in groups:
-                group = self._completed(found)
-                sample = None if group is None else self._sample(group)
-                if group is None or sample is None:
+            for group in groups:
+                sample = self._sample(group)
+                if sample is None:
                     continue
                 may_be_extra = group.key != group.base and not group.is_whole
                 if may_be_extra and is_extra(group.key, (last,)):
@@ -170,40 +162,40 @@ class _Samples:
                     lonely.append((group.key, sample, group.end))
                 else:
                     held, last = [(sample, group.end)], group.key
-        except (DamagedTar, OSError, *BROKEN):
+        except (DamagedTar, OSError):
             yield from held
             raise
         yield from held
         yield from ((one, end) for _, one, end in lonely)
 
-    def _completed(self, group: _Group) -> _Group | None:
-        """The group, completed from elsewhere in the shard; None if it was part of an earlier one."""
+    def _complete(self, group: _Group) -> bool:
+        """Complete the group from elsewhere in the shard; False if it is only a part of an earlier one."""
         # JSON beside an image is a caption only if there is no text.
         is_complete = group.is_whole and CAPTION_SUFFIXES[0] in group.parts
-        if group.problem is not None or is_complete or self.path is None:
-            return group
+        if is_complete or self.path is None:
+            return True
         if self.index is None:
             self.index = index_tar(self.path)
         whole = self.index.get(group.key)
         if whole is None or not is_whole(whole.parts):
             # An extra file may follow its sample, also where a resumed stream begins.
-            return None if is_extra(group.key, self.index) else group
+            return not is_extra(group.key, self.index)
         if whole.begin != group.begin:
             # A second copy of the sample, or a part of the first.
-            return group if group.is_whole and group.parts.keys() == whole.parts.keys() else None
+            return group.is_whole and group.parts.keys() == whole.parts.keys()
         with open(self.path, "rb") as file:
             for suffix, (_, offset, size) in whole.parts.items():
                 if suffix not in group.parts:
                     file.seek(offset)
                     group.parts[suffix] = file.read(_kept(suffix, size))
-        return group
+        return True
 
     def _sample(self, group: _Group) -> Sample | None:
         """The group as a sample; None if it is not one."""
         label = f"{self.shard}:{writable(group.key)}"
         if group.problem is not None:
             return Sample(label, problem=group.problem)
-        if not is_sample(group.key, group.parts):
+        if not self._complete(group) or not is_sample(group.key, group.parts):
             return None
         if group.key in self.seen:
             is_repeated = group.is_whole or self.seen[group.key]

@@ -36,8 +36,6 @@ PIECE = 1 << 20
 PACKED: dict[bytes, tuple[Any, str]] = {
     b"\x1f\x8b": (gzip.open, "gunzip"), b"BZh": (bz2.open, "bunzip2"), b"\xfd7zXZ": (lzma.open, "unxz"),
 }  # fmt: skip
-# What decompressing a truncated or damaged file raises.
-BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 # How other files begin that are sometimes called tars.
 FOREIGN = {
     b"PK\x03\x04": "zip file", b"7z\xbc\xaf": "7z file", b"\x28\xb5\x2f\xfd": "zstd file", b"Rar!\x1a": "rar file",
@@ -81,6 +79,8 @@ class _Unpacked(io.BufferedIOBase):
     def read(self, size: int | None = -1) -> bytes:
         try:
             data = self.stream.read(-1 if size is None else size)
+        except (EOFError, zlib.error, lzma.LZMAError):
+            raise DamagedTar("truncated shard") from None
         except OSError as error:
             # What bz2 and gzip raise for damaged data, while other errors are those of a disk or a network.
             if error.args == ("Invalid data stream",) or isinstance(error, gzip.BadGzipFile):
@@ -259,7 +259,7 @@ def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:
                         f"{shard}: {writable(member.name)} is there twice; give every sample its own key"
                     )
                 parts.setdefault(name.suffix, (member.name, member.offset, member.size))
-    except (DamagedTar, *BROKEN) as error:
+    except DamagedTar as error:
         # Some writers omit the end-of-archive marker.
         if plain and not 0 < end == size:
             with open(shard, "rb") as file:
