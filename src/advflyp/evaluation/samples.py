@@ -89,17 +89,15 @@ def write_samples(
         np.asarray(values, dtype=np.int64) for values in (index, label, clean, attacked)
     )
     attacked = np.where(clean == label, attacked, clean)
-    values = [pa.array([getattr(cell, name)] * len(index), SCHEMA.field(name).type) for name in OF_CELL]
-    values += [
-        index,
-        pa.array(keys or [None] * len(index), pa.string()),
-        label,
-        clean,
-        attacked,
-        attacked == label,
-    ]
-    path = _path(store, cell)
-    table = pa.Table.from_arrays([pa.array(v) for v in values], schema=SCHEMA)
+    columns = {name: [getattr(cell, name)] * len(index) for name in OF_CELL} | {
+        "index": index,
+        "key": keys or [None] * len(index),
+        "label": label,
+        "predicted_clean": clean,
+        "predicted_attacked": attacked,
+        "correct": attacked == label,
+    }
+    table, path = pa.table(columns, schema=SCHEMA), _path(store, cell)
     with write_atomically(path) as file:
         pq.write_table(table, file, compression="zstd")
     return path

@@ -106,21 +106,12 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
             left += int((predicted(evaluator.logits_fp32(found), labels[part]) == labels[part]).sum())
         return left
 
-    def last_iterate(images: Tensor, labels: Tensor, streams: Streams, steps: int) -> Tensor:
-        start = threat.random_start(images, streams)
-        return pgd(
-            images, ascent(labels), threat, steps=steps, step_size=_step_size(threat, steps), start=start
-        )
-
-    def anywhere(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-        # Start at the image itself: a random start would be misclassified already.
-        everything = Threat(
-            norm=threat.norm, eps=1.0 if threat.norm == "linf" else math.sqrt(images[0].numel())
-        )
-        step_size = _step_size(everything, STEPS[-1])
-        return pgd(
-            images, ascent(labels), everything, steps=STEPS[-1], step_size=step_size, random_start=False
-        )
+    def last_iterate(
+        images: Tensor, labels: Tensor, streams: Streams, steps: int, ball: Threat = threat
+    ) -> Tensor:
+        # In a ball of every image, a random start would be misclassified already.
+        start = threat.random_start(images, streams) if ball is threat else images
+        return pgd(images, ascent(labels), ball, steps=steps, step_size=_step_size(ball, steps), start=start)
 
     def ascent(labels: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda x: loss(evaluator.logits(x), labels)
@@ -129,10 +120,13 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
         return survivors(lambda x, labels, own: attack.perturb(victim, x, labels, threat, streams=own))
 
     victim = evaluator.victim("fp32")
+    everything = Threat(
+        norm=threat.norm, eps=1.0 if threat.norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
+    )
     return {
         "n": len(images),
         **{f"steps {steps}": survivors(partial(last_iterate, steps=steps)) for steps in STEPS},
-        "unbounded": survivors(anywhere),
+        "unbounded": survivors(partial(last_iterate, steps=STEPS[-1], ball=everything)),
         "white box": survivors_of(PGD(loss=name, steps=STEPS[-1], step_size=_step_size(threat, STEPS[-1]))),
         "black box": survivors_of(Square(queries=QUERIES)),
         "noise": survivors_of(Noise()),
