@@ -1,5 +1,6 @@
 """What leaves the repository: the archives, the pins, and the Makefile's set-up."""
 
+import ast
 import itertools
 import os
 import re
@@ -9,10 +10,12 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from advflyp.__about__ import __version__
@@ -71,6 +74,30 @@ def test_constraints_cover_and_satisfy_every_requirement():
     for requirement in map(Requirement, wanted):
         name = requirement.name.lower().replace("_", "-")
         assert known[name] in requirement.specifier, requirement
+
+
+def test_what_the_package_imports_is_declared():
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    # Two come with gradio and transformers, whose interfaces take their objects.
+    declared = {canonicalize_name(Requirement(one).name) for one in [*wanted, "starlette", "tokenizers"]}
+    installed = packages_distributions()
+    # `isolated` runs in an environment of its own.
+    for path in [path for path in (ROOT / "src").rglob("*.py") if "isolated" not in path.parts]:
+        names = imported(ast.parse(path.read_text(encoding="utf-8")))
+        for name in names - sys.stdlib_module_names - {"advflyp"}:
+            found = {canonicalize_name(one) for one in installed[name]}
+            assert declared & found, f"{path.name} imports {name}"
+
+
+def imported(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).partition(".")[0])
+    return names
 
 
 def test_version_is_the_same_everywhere():
