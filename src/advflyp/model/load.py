@@ -35,20 +35,8 @@ from advflyp.model.clip import CLIP
 from advflyp.model.folder import BEST, BUNDLED, card_of, check_finite, load_folder, read_card
 from advflyp.model.from_hub import fetch_model, refuse_classifiers
 from advflyp.model.interop.checkpoints import SUFFIXES, fill, lacks_base, read_checkpoint
-from advflyp.model.interop.hf_folder import (
-    Lender,
-    check_complete,
-    lent_tokenizer,
-    load_hf_folder,
-    read_hf_config,
-)
-from advflyp.model.repository import (
-    HF_CONFIG_FILE,
-    HUB_PREFIX,
-    Address,
-    open_repository,
-    read_address,
-)
+from advflyp.model.interop.hf_folder import check_complete, lent_tokenizer, load_hf_folder, read_hf_config
+from advflyp.model.repository import HF_CONFIG_FILE, HUB_PREFIX, Address, open_repository, read_address
 from advflyp.model.tokenizers import load_tokenizer
 from advflyp.model.zoo import ZOO, Entry, near_entries
 
@@ -133,17 +121,12 @@ def _build(name: str, weights: bool) -> CLIP:
     return _from_architecture(name, weights)
 
 
-def describe(name: str) -> tuple[dict[str, Any], Any]:
-    """The configuration and the tokenizer of a model, for callers that do not need the model itself.
-
-    Raises:
-        ValueError: If there is no such model.
-    """
+def _without_weights(name: str) -> CLIP:
+    """A model on the meta device, for callers that only need its configuration and its tokenizer."""
     # The meta device takes no memory for a large model; torch warns that weights loaded there go nowhere.
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        model = build_model(name, weights=False)
-    return model.config, model.tokenizer
+        return build_model(name, weights=False)
 
 
 def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CLIP:
@@ -170,7 +153,7 @@ def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CL
             )
         model.card = united(card_of(model), card_of(other))
         model.net.load_state_dict(theirs, strict=False)
-        model.tokenizer = lent_tokenizer(other.tokenizer, other.config, model.config["model_cfg"])
+        model.tokenizer = lent_tokenizer(other, model.config["model_cfg"])
     return model
 
 
@@ -200,9 +183,8 @@ def _from_folder(folder: Path, name: str) -> CLIP:
 def _from_transformers(folder: Path, name: str, base: str | None = None) -> CLIP:
     read_hf_config(folder)
     check_complete(folder, name, base)
-    lender = None if base is None else Lender(base, *describe(base))
-    net, config, tokenizer = load_hf_folder(folder, lender)
-    return CLIP(net, tokenizer, config, name)
+    lender = None if base is None else _without_weights(base)
+    return load_hf_folder(folder, name, lender)
 
 
 def _from_hub(address: Address, name: str, entry: Entry | None = None) -> CLIP:
@@ -211,7 +193,7 @@ def _from_hub(address: Address, name: str, entry: Entry | None = None) -> CLIP:
     repository = open_repository(address.repository, *pinned)
     try:
         if address.base is not None:
-            describe(address.base)
+            _without_weights(address.base)
         path = fetch_model(repository, address, name, alone=entry is not None)
         if address.file is not None:
             return _from_checkpoint(path, address.base, name, Address(repository.name, address.file).name)
@@ -241,7 +223,7 @@ def _from_zoo(entry: Entry, weights: bool) -> CLIP:
     if entry.layout == "open_clip" and entry.base is not None:
         found, wanted = (
             "QuickGELU" if config["model_cfg"].get("quick_gelu") else "GELU"
-            for config in (model.config, describe(entry.base)[0])
+            for config in (model.config, _without_weights(entry.base).config)
         )
         if found != wanted:
             raise ValueError(
@@ -312,7 +294,7 @@ def _started_from(start: ModelConfig, file: str) -> CLIP:
         model = build_model(start.name, weights=False)
         if start.text is not None:
             other = build_model(start.text, weights=False)
-            model.tokenizer = lent_tokenizer(other.tokenizer, other.config, model.config["model_cfg"])
+            model.tokenizer = lent_tokenizer(other, model.config["model_cfg"])
         return model
     except ValueError as error:
         raise ValueError(

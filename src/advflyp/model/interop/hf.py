@@ -81,7 +81,7 @@ def to_transformers(model: CLIP) -> "PreTrainedModel":
     clip = "visual.class_embedding" in state and "visual.proj" in state
     if not clip and not siglip:
         raise ValueError(f"transformers has no class for the image tower of {model.name}; {ADVICE}")
-    names = correspondence(state, None)
+    names = correspondence(state, is_theirs=False)
     lacking = [name for one in names for name in one.open_clip if name not in state]
     extra = state.keys() - {name for one in names for name in one.open_clip} - {"logit_bias"}
     if lacking or extra:

@@ -5,11 +5,10 @@ import re
 import warnings
 from collections.abc import Collection, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from open_clip.model import set_model_preprocess_cfg
+from open_clip.model import CLIPTextCfg, set_model_preprocess_cfg
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from advflyp.config import convert as checked
 from advflyp.documents import read_json_object
 from advflyp.model.architectures import architecture_config, architecture_names, check_size, new_net
 from advflyp.model.build import check_sizes
+from advflyp.model.clip import CLIP
 from advflyp.model.interop.hf import INTERPOLATIONS, NAMED
 from advflyp.model.interop.hf_names import convert, correspondence
 from advflyp.model.repository import HF_CONFIG_FILE
@@ -26,22 +26,9 @@ from advflyp.model.weights_file import check_floating, read_weights_file
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # transformers' names of activations → whether it is QuickGELU, and the `approximate` argument of nn.GELU.
 ACTIVATIONS = {"quick_gelu": (True, "none"), "gelu": (False, "none"), "gelu_pytorch_tanh": (False, "tanh")}
-
-
-# open_clip's default for configurations that do not state it.
-DEFAULT_VOCABULARY = 49408
 PROCESSOR_FILE = "preprocessor_config.json"
 # Written by newer versions: tokenizer and image processor in one.
 PROCESSORS_FILE = "processor_config.json"
-
-
-@dataclass(frozen=True)
-class Lender:
-    """The model that supplies preprocessing and tokenizer if a folder lacks them."""
-
-    name: str
-    config: dict[str, Any]
-    tokenizer: Any
 
 
 def check_complete(folder: Path, name: str, base: str | None) -> None:
@@ -69,15 +56,13 @@ def _has_processor(folder: Path) -> bool:
     return (folder / PROCESSOR_FILE).is_file() or (folder / PROCESSORS_FILE).is_file()
 
 
-def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Module, dict[str, Any], Any]:
+def load_hf_folder(folder: Path, name: str, lender: CLIP | None = None) -> CLIP:
     """Build the model in a folder.
 
     Args:
         folder: Holds configuration and weights.
-        lender: Supplies preprocessing and tokenizer if the folder lacks them.
-
-    Returns:
-        An open_clip module with the weights, its configuration as `CLIP` takes it, its tokenizer.
+        name: What the user called it.
+        lender: Supplies preprocessing and tokenizer if the folder lacks them; its weights do not matter.
 
     Raises:
         ValueError: If the folder holds another kind of model, is incomplete or damaged, or `lender` does not fit it.
@@ -86,7 +71,7 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
     state = _weights(folder)
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     try:
-        names = correspondence(None, state)
+        names = correspondence(state, is_theirs=True)
         vision, text = config["vision_config"], config["text_config"]
         for tower in (vision, text):
             check_sizes(tower, "not a model")
@@ -123,23 +108,21 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
     if lender is None or has_tokenizer(folder):
         tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
     else:
-        tokenizer = lent_tokenizer(lender.tokenizer, lender.config, model_cfg)
-    return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
+        tokenizer = lent_tokenizer(lender, model_cfg)
+    return CLIP(net, tokenizer, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, name)
 
 
-def _check_lender(lender: Lender, model_cfg: dict[str, Any], size: int, folder: Path) -> None:
+def _check_lender(lender: CLIP, model_cfg: dict[str, Any], size: int, folder: Path) -> None:
     theirs = lender.config["model_cfg"]
     text, their_text = model_cfg["text_cfg"], theirs["text_cfg"]
-    lent_size = lender.config["preprocess_cfg"]["size"]
-    lent_size = lent_size if isinstance(lent_size, int) else lent_size[0]
     facts = (
-        ("pixels a side", lent_size, size),
+        ("pixels a side", lender.image_size[0], size),
         ("QuickGELU", bool(theirs.get("quick_gelu")), bool(model_cfg.get("quick_gelu"))),
         *(
             (what, their_text.get(key, default), text.get(key, default))
             for what, key, default in (
                 ("tokens of a text", "context_length", DEFAULT_CONTEXT_LENGTH),
-                ("tokens in the vocabulary", "vocab_size", DEFAULT_VOCABULARY),
+                ("tokens in the vocabulary", "vocab_size", CLIPTextCfg.vocab_size),
                 ("token that stands for a text", "pool_type", "argmax"),
             )
         ),
@@ -151,16 +134,16 @@ def _check_lender(lender: Lender, model_cfg: dict[str, Any], size: int, folder: 
             )
 
 
-def lent_tokenizer(tokenizer: Any, theirs: Mapping[str, Any], model_cfg: dict[str, Any]) -> Any:
-    """The tokenizer of a model with the configuration `theirs`; `model_cfg` is updated to say how to find it again."""
-    lent, own = theirs["model_cfg"]["text_cfg"], model_cfg["text_cfg"]
+def lent_tokenizer(lender: CLIP, model_cfg: dict[str, Any]) -> Any:
+    """The tokenizer of another model; `model_cfg` is updated to say how to find it again."""
+    lent, own = lender.config["model_cfg"]["text_cfg"], model_cfg["text_cfg"]
     for key in ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"):
         own.pop(key, None)
         if key in lent:
             own[key] = deepcopy(lent[key])
-    if isinstance(tokenizer, HFTokenizer):
+    if isinstance(lender.tokenizer, HFTokenizer):
         own["hf_tokenizer_name"] = "."
-    return tokenizer
+    return lender.tokenizer
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:

@@ -1,26 +1,59 @@
 """Tensor names of open_clip's models ↔ those of transformers' `CLIPModel` and `SiglipModel`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-# Layer names within a block: open_clip's, then timm's → transformers'.
+# open_clip's names → transformers'. "*" stands for "weight" and for "bias"; of several names, the tensors are joined.
+BOTH = {
+    "text.token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "text.positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "text.ln_final.*": "text_model.final_layer_norm.*",
+    "logit_scale": "logit_scale",
+}
+CLIP = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.*": "vision_model.pre_layrnorm.*",
+    "visual.ln_post.*": "vision_model.post_layernorm.*",
+    "visual.proj": "visual_projection.weight",
+    "text.text_projection": "text_projection.weight",
+}
+SIGLIP = {
+    "visual.trunk.pos_embed": "vision_model.embeddings.position_embedding.weight",
+    "visual.trunk.patch_embed.proj.*": "vision_model.embeddings.patch_embedding.*",
+    "visual.trunk.norm.*": "vision_model.post_layernorm.*",
+    "visual.trunk.attn_pool.latent": "vision_model.head.probe",
+    "visual.trunk.attn_pool.q.* visual.trunk.attn_pool.kv.*": "vision_model.head.attention.in_proj_*",
+    "visual.trunk.attn_pool.proj.*": "vision_model.head.attention.out_proj.*",
+    "visual.trunk.attn_pool.norm.*": "vision_model.head.layernorm.*",
+    "visual.trunk.attn_pool.mlp.fc1.*": "vision_model.head.mlp.fc1.*",
+    "visual.trunk.attn_pool.mlp.fc2.*": "vision_model.head.mlp.fc2.*",
+    "text.text_projection.*": "text_model.head.*",
+    "logit_bias": "logit_bias",
+}
+# Names within a transformer block: open_clip's, then timm's.
+QKV = "self_attn.q_proj.* self_attn.k_proj.* self_attn.v_proj.*"
 BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
+    "ln_1.*": "layer_norm1.*",
+    "ln_2.*": "layer_norm2.*",
+    "attn.out_proj.*": "self_attn.out_proj.*",
+    "attn.in_proj_*": QKV,
+    "mlp.c_fc.*": "mlp.fc1.*",
+    "mlp.c_proj.*": "mlp.fc2.*",
 }
 TIMM_BLOCK = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "attn.proj": "self_attn.out_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+    "norm1.*": "layer_norm1.*",
+    "norm2.*": "layer_norm2.*",
+    "attn.proj.*": "self_attn.out_proj.*",
+    "attn.qkv.*": QKV,
+    "mlp.fc1.*": "mlp.fc1.*",
+    "mlp.fc2.*": "mlp.fc2.*",
 }
+TRANSPOSED = ("visual.proj", "text.text_projection")
 
 
 @dataclass(frozen=True)
@@ -32,23 +65,21 @@ class TensorMap:
     transpose: bool = False
 
 
-def correspondence(ours: Mapping[str, Tensor] | None, theirs: Mapping[str, Tensor] | None) -> list[TensorMap]:
-    """The tensor maps of a whole model, from the state dict of either side."""
-    if theirs is not None:
-        kind = "siglip" if "vision_model.head.probe" in theirs else "clip"
-        depths = [_layers(theirs, f"{tower}.encoder.layers.") for tower in ("vision_model", "text_model")]
-        text = "text." if kind == "siglip" else ""
-    else:
-        assert ours is not None
-        kind = "siglip" if "visual.trunk.attn_pool.latent" in ours else "clip"
-        text = "text." if "text.token_embedding.weight" in ours else ""
-        blocks = "visual.trunk.blocks." if kind == "siglip" else "visual.transformer.resblocks."
-        depths = [_layers(ours, blocks), _layers(ours, f"{text}transformer.resblocks.")]
-    return [
-        *_vision(kind, depths[0]),
-        *_text(kind, text, depths[1]),
-        TensorMap(("logit_scale",), ("logit_scale",)),
-    ]
+def correspondence(state: Mapping[str, Tensor], *, is_theirs: bool) -> list[TensorMap]:
+    """The tensor maps of a whole model, from its state dict, which is transformers' or open_clip's."""
+    is_siglip = ("vision_model.head.probe" if is_theirs else "visual.trunk.attn_pool.latent") in state
+    has_text_apart = is_siglip if is_theirs else "text.token_embedding.weight" in state
+    vision = ("visual.trunk.blocks", TIMM_BLOCK) if is_siglip else ("visual.transformer.resblocks", BLOCK)
+    towers = {"vision_model": vision, "text_model": ("text.transformer.resblocks", BLOCK)}
+    found = [*_maps(BOTH), *_maps(SIGLIP if is_siglip else CLIP)]
+    for tower, (blocks, names) in towers.items():
+        layers = f"{tower}.encoder.layers"
+        own = blocks if has_text_apart else blocks.removeprefix("text.")
+        for n in range(_depth(state, layers if is_theirs else own)):
+            found += _maps(names, f"{blocks}.{n}.", f"{layers}.{n}.")
+    if has_text_apart:
+        return found
+    return [replace(one, open_clip=[name.removeprefix("text.") for name in one.open_clip]) for one in found]
 
 
 def convert(
@@ -78,63 +109,19 @@ def convert(
     return result
 
 
-def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
+def _depth(state: Mapping[str, Tensor], blocks: str) -> int:
     # Not the largest number, which may be any.
-    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+    return len(
+        {key.removeprefix(f"{blocks}.").split(".")[0] for key in state if key.startswith(f"{blocks}.")}
+    )
 
 
-def _both(ours: str, theirs: str) -> Iterator[TensorMap]:
-    for part in ("weight", "bias"):
-        yield TensorMap((f"{ours}.{part}",), (f"{theirs}.{part}",))
-
-
-def _vision(kind: str, depth: int) -> Iterator[TensorMap]:
-    inside = "vision_model.embeddings"
-    layers = "vision_model.encoder.layers"
-    if kind == "clip":
-        yield TensorMap(("visual.class_embedding",), (f"{inside}.class_embedding",))
-        yield TensorMap(("visual.conv1.weight",), (f"{inside}.patch_embedding.weight",))
-        yield TensorMap(("visual.positional_embedding",), (f"{inside}.position_embedding.weight",))
-        yield from _both("visual.ln_pre", "vision_model.pre_layrnorm")
-        for n in range(depth):
-            yield from _block(f"visual.transformer.resblocks.{n}", f"{layers}.{n}", BLOCK, "attn.in_proj_")
-        yield from _both("visual.ln_post", "vision_model.post_layernorm")
-        yield TensorMap(("visual.proj",), ("visual_projection.weight",), transpose=True)
-        return
-    yield TensorMap(("visual.trunk.pos_embed",), (f"{inside}.position_embedding.weight",))
-    yield from _both("visual.trunk.patch_embed.proj", f"{inside}.patch_embedding")
-    for n in range(depth):
-        yield from _block(f"visual.trunk.blocks.{n}", f"{layers}.{n}", TIMM_BLOCK, "attn.qkv.")
-    yield from _both("visual.trunk.norm", "vision_model.post_layernorm")
-    pool, head = "visual.trunk.attn_pool", "vision_model.head"
-    yield TensorMap((f"{pool}.latent",), (f"{head}.probe",))
-    for part in ("weight", "bias"):
-        yield TensorMap((f"{pool}.q.{part}", f"{pool}.kv.{part}"), (f"{head}.attention.in_proj_{part}",))
-    yield from _both(f"{pool}.proj", f"{head}.attention.out_proj")
-    yield from _both(f"{pool}.norm", f"{head}.layernorm")
-    for part in ("mlp.fc1", "mlp.fc2"):
-        yield from _both(f"{pool}.{part}", f"{head}.{part}")
-
-
-def _text(kind: str, text: str, depth: int) -> Iterator[TensorMap]:
-    inside = "text_model.embeddings"
-    yield TensorMap((f"{text}token_embedding.weight",), (f"{inside}.token_embedding.weight",))
-    yield TensorMap((f"{text}positional_embedding",), (f"{inside}.position_embedding.weight",))
-    for n in range(depth):
-        theirs = f"text_model.encoder.layers.{n}"
-        yield from _block(f"{text}transformer.resblocks.{n}", theirs, BLOCK, "attn.in_proj_")
-    yield from _both(f"{text}ln_final", "text_model.final_layer_norm")
-    if kind == "clip":
-        yield TensorMap((f"{text}text_projection",), ("text_projection.weight",), transpose=True)
-    else:
-        yield from _both(f"{text}text_projection", "text_model.head")
-        yield TensorMap(("logit_bias",), ("logit_bias",))
-
-
-def _block(ours: str, theirs: str, names: Mapping[str, str], joined: str) -> Iterator[TensorMap]:
-    """A transformer block: `names` maps its layers; `joined` is the prefix of the fused query, key and value."""
+def _maps(names: Mapping[str, str], ours: str = "", theirs: str = "") -> Iterator[TensorMap]:
+    """The tensor maps of a table of names, with these prefixes."""
     for one, other in names.items():
-        yield from _both(f"{ours}.{one}", f"{theirs}.{other}")
-    for part in ("weight", "bias"):
-        split = tuple(f"{theirs}.self_attn.{which}_proj.{part}" for which in "qkv")
-        yield TensorMap((f"{ours}.{joined}{part}",), split)
+        for part in ("weight", "bias") if "*" in one else ("",):
+            yield TensorMap(
+                [ours + name.replace("*", part) for name in one.split()],
+                [theirs + name.replace("*", part) for name in other.split()],
+                one in TRANSPOSED,
+            )
