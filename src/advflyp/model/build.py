@@ -51,12 +51,13 @@ TEXTS: dict[str, Any] = {
     "hf_tokenizer_name": str,
     "hf_model_name": str,
     "tokenizer_mode": str,
+    "tokenizer_kwargs": dict[str, Any],
     "context_length": int,
 }
 SIMPLE_TEXTS: dict[str, Any] = {"bpe_path": str, "additional_special_tokens": list[str]}
 LARGEST_SIZE, MOST_LAYERS, LARGEST_IMAGE = 10_000_000, 1_000, 8_192
-# Keys of "text_cfg" that published models have but open_clip does not know.
-FOREIGN_KEYS = ("vocab_path",)
+# A key of "text_cfg" that published models have but open_clip does not know.
+FOREIGN_KEY = "vocab_path"
 UNREADABLE = "{} does not hold a readable open_clip model"
 
 
@@ -111,26 +112,24 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
     if not model_cfg or not _table(model_cfg, "vision_cfg") or not _table(model_cfg, "text_cfg"):
         raise ValueError(f"{unreadable}: {CONFIG_FILE} lacks model_cfg, with vision_cfg and text_cfg")
     text = model_cfg["text_cfg"]
-    for key in FOREIGN_KEYS:
-        if key in text:
-            warnings.warn(
-                f"{folder}: text_cfg.{key} is not an open_clip key and is ignored, so texts may be tokenized "
-                "differently than in its training; compare the clean accuracy with the published one",
-                stacklevel=1,
-            )
-            del text[key]
+    if FOREIGN_KEY in text:
+        warnings.warn(
+            f"{folder}: text_cfg.{FOREIGN_KEY} is not an open_clip key and is ignored, so texts may be tokenized "
+            "differently than in its training; compare the clean accuracy with the published one",
+            stacklevel=1,
+        )
+        del text[FOREIGN_KEY]
+    for table, hints in ((preprocess, PREPROCESSING), (text, TEXTS)):
+        _convert_known(table, hints, unreadable)
     options = text.get("tokenizer_kwargs") or {}
     known = HF_OPTIONS if text.get("hf_tokenizer_name") else SIMPLE_OPTIONS
-    if not isinstance(options, dict):
-        raise ValueError(f"{unreadable}: tokenizer_kwargs is not a table")
     if unknown := sorted(set(options) - {*known, *IGNORED_OPTIONS}):
         raise ValueError(f"{unreadable}: tokenizer_kwargs.{unknown[0]} is not supported")
+    if options.get("clean", "lower") not in CLEANING:
+        raise ValueError(f"{unreadable}: tokenizer_kwargs.clean must be one of {', '.join(CLEANING)}")
+    _convert_known(options, SIMPLE_TEXTS, unreadable)
     if "tokenizer_kwargs" in text:
         text["tokenizer_kwargs"] = {key: value for key, value in options.items() if key in known}
-    if text.get("tokenizer_kwargs", {}).get("clean", "lower") not in CLEANING:
-        raise ValueError(f"{unreadable}: tokenizer_kwargs.clean must be one of {', '.join(CLEANING)}")
-    for table, hints in ((preprocess, PREPROCESSING), (text, TEXTS), (options, SIMPLE_TEXTS)):
-        _convert_known(table, hints, unreadable)
     if not all(value > 0 for value in preprocess.get("std") or ()):
         raise ValueError(f"{unreadable}: std must be above 0")
     for tower in (model_cfg, model_cfg["vision_cfg"], text, model_cfg.get("multimodal_cfg")):

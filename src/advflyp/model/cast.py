@@ -58,7 +58,8 @@ class WeightCasts:
 
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = list(places)
-        self._copies: list[nn.Parameter] = []
+        empty = (torch.empty_like(getattr(*place), dtype=torch.bfloat16) for place in places)
+        self._copies = [nn.Parameter(copy, requires_grad=False) for copy in empty]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -68,21 +69,14 @@ class WeightCasts:
         and must not change.
         """
         weights = [getattr(module, name) for module, name in self.places]
-        self._copy(weights)
+        if weights:
+            with torch.no_grad():  # a few kernels in total, instead of one cast per weight
+                torch._foreach_copy_(list[Tensor](self._copies), weights)  # pyright: ignore[reportPrivateImportUsage]
         self._put(self._copies)
         try:
             yield
         finally:
             self._put(weights)
-
-    @torch.no_grad()
-    def _copy(self, weights: list[Tensor]) -> None:
-        if not self._copies:
-            empty = (torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights)
-            self._copies = [nn.Parameter(copy, requires_grad=False) for copy in empty]
-        if weights:
-            # A few kernels in total, instead of one cast per weight.
-            torch._foreach_copy_(list[Tensor](self._copies), weights)  # pyright: ignore[reportPrivateImportUsage]
 
     def _put(self, parameters: Sequence[nn.Parameter]) -> None:
         for (module, name), parameter in zip(self.places, parameters, strict=True):

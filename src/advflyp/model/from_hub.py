@@ -50,7 +50,7 @@ def fetch_model(repository: Repository, address: Address, name: str, *, alone: b
         ValueError: If the repository holds no such model, or it cannot be fetched.
     """
     if address.file is not None:
-        return _fetch_file(repository, address)
+        return _fetch_file(repository, address.file, address.base)
     files = repository.files
     if CONFIG_FILE not in files and HF_CONFIG_FILE not in files:
         raise ValueError(
@@ -72,12 +72,11 @@ def fetch_model(repository: Repository, address: Address, name: str, *, alone: b
     return repository.fetch([*small, open_clip_weights(files)])
 
 
-def _fetch_file(repository: Repository, address: Address) -> Path:
-    file = address.file or ""
+def _fetch_file(repository: Repository, file: str, base: str | None) -> Path:
     if file not in repository.paths:
         hint = nearest(file, repository.paths) or _single_files(repository)
         raise ValueError(f"{repository.name} holds no file {file}{hint}")
-    if address.base is None and CONFIG_FILE in repository.files:
+    if base is None and CONFIG_FILE in repository.files:
         whole = Address(repository.name).name
         raise ValueError(f"name the repository alone, whose {CONFIG_FILE} says the rest: {whole}")
     return repository.fetch([file]) / file

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -141,9 +141,7 @@ def _bf16_is_fast(device: torch.device) -> tuple[bool, str]:
 
 @cache
 def _cpu_multiplies_bf16() -> tuple[bool, str]:
-    # torch.cpu.get_capabilities came with 2.11.
-    known: Callable[[], Any] = getattr(torch.cpu, "get_capabilities", dict)
-    has = known()
+    has = torch.cpu.get_capabilities()
     if has.get("architecture") == "x86_64":
         # The environment variable ATEN_CPU_CAPABILITY may limit what torch uses of the processor.
         wide = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX", "AVX2")

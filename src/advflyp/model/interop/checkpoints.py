@@ -72,15 +72,13 @@ def read_checkpoint(path: Path, shown: str) -> Weights:
         raise ValueError(
             f"{shown} holds several state dicts ({', '.join(places)}); save the one to load alone"
         )
-    place = places[0] if places else None
-    found = content[place] if place is not None else content
+    found = content[places[0]] if places else content
     if not _is_state(found):
         entries = ", ".join(str(key) for key in list(content)[:8])
         raise ValueError(f"{shown} holds no state dict; its entries are: {entries or 'none'}")
     start = None
-    if place == "model" and isinstance(content.get("recipe"), str):
+    if places == ["model"] and isinstance(content.get("recipe"), str):
         start = _recipe_start(content["recipe"], shown)
-    partial = place == "partial_state_dict"
     state = _bare(_tensors(found), shown)
     if any(key.startswith(("vision_model.", "text_model.")) for key in state):
         raise ValueError(
@@ -100,7 +98,7 @@ def read_checkpoint(path: Path, shown: str) -> Weights:
                 f"{shown} holds {counted(len(state), 'tensor')} but none of an image tower as OpenAI's and open_clip's "
                 f"CLIP name them: {first_few(state)}"
             )
-    return Weights(shown, state, partial, start)
+    return Weights(shown, state, places == ["partial_state_dict"], start)
 
 
 def _is_state(value: Any) -> bool:

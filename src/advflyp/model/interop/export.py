@@ -79,6 +79,8 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
         raise ValueError(
             f"there is no format '{format}': {', '.join(FORMATS)}{nearest(format, list(FORMATS))}"
         )
+    for package in NEEDED.get(format, ()):
+        _need(package, format)
     out = Path(out)
     recover_folder(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -110,29 +112,23 @@ def _open_clip(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Expo
         config = store_tokenizer(model, folder, ".")
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     net: Any
-    net, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    read: Any
+    net, _, read = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     net.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     pixels = _ours(model, images)
-    read: Any = transform
-    theirs = torch.stack([read(image) for image in images])
     return Exported(
         folder,
         images=_difference(
             model.encode_image(pixels), net.encode_image(_normalised(model, pixels), normalize=True)
         ),
         texts=_difference(model.encode_text(TEXTS), net.encode_text(tokenizer(list(TEXTS)), normalize=True)),
-        **_compared(model, pixels, theirs * model.std + model.mean),
+        **_compared(model, pixels, torch.stack([read(image) for image in images])),
     )
 
 
+@quiet()
 def _hf(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
-    _need("transformers", "hf")
-    with quiet():
-        return _transformers(model, folder, images)
-
-
-def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     from transformers import AutoModel, AutoProcessor, CLIPVisionModelWithProjection, SiglipVisionModel
 
     net = to_transformers(model)
@@ -159,7 +155,6 @@ def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> E
     embeddings = model.encode_image(pixels)
     tower = kind.from_pretrained(alone).eval()(pixel_values=inputs)
     tokens = reader(text=list(TEXTS), padding="max_length", truncation=True, return_tensors="pt")
-    theirs = reader(images=list(images), return_tensors="pt")["pixel_values"]
     return Exported(
         folder,
         images=max(
@@ -169,14 +164,12 @@ def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> E
             ),
         ),
         texts=_difference(model.encode_text(TEXTS), loaded.get_text_features(**tokens).pooler_output),
-        **_compared(model, pixels, theirs * model.std + model.mean),
+        **_compared(model, pixels, reader(images=list(images), return_tensors="pt")["pixel_values"]),
         also=[alone],
     )
 
 
 def _onnx(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
-    _need("onnxruntime", "onnx")
-    _need("onnxscript", "onnx")
     path = folder / ONNX_FILE
     _write_onnx(model, path)
     settings = {
@@ -237,6 +230,8 @@ def _run_onnx(path: Path, pixels: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
+# Format → the packages that its export needs.
+NEEDED = {"hf": ("transformers",), "onnx": ("onnxruntime", "onnxscript")}
 FORMATS: dict[str, Callable[[CLIP, Path, Sequence[Image.Image]], Exported]] = {
     "open_clip": _open_clip,
     "hf": _hf,
@@ -262,8 +257,9 @@ def _normalised(model: CLIP, pixels: Tensor) -> Tensor:
     return (pixels - model.mean) / model.std
 
 
-def _compared(model: CLIP, ours: Tensor, theirs: Tensor) -> dict[str, Any]:
-    """How much two preprocessings of the same images differ."""
+def _compared(model: CLIP, ours: Tensor, normalised: Tensor) -> dict[str, Any]:
+    """How much two preprocessings of the same images differ; the other one also normalises."""
+    theirs = normalised * model.std + model.mean
     cosines = F.cosine_similarity(model.encode_image(ours), model.encode_image(theirs))
     return {
         "pixels": _difference(ours, theirs) * 255,
