@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -31,6 +32,8 @@ TEXT = {
     "layers": 1,
     "tokenizer_kwargs": {"bpe_path": "bpe_8k.txt.gz"},
 }
+# Of any vocabulary: loading replaces it.
+TOKENIZER = SimpleTokenizer()
 VISION = {
     "vit": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2},
     "rn": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
@@ -103,14 +106,14 @@ def siglip_config() -> dict[str, Any]:
 
 
 def small_model(config: dict[str, Any], seed: int = 0, name: str = "small") -> CLIP:
-    """A random model of an open_clip configuration; it encodes no text until it is saved and loaded."""
+    """A random model of an open_clip configuration; its tokenizer comes with saving and loading."""
     torch.manual_seed(seed)
     arguments = json.loads(json.dumps(config))
     kind: Any = open_clip.CustomTextCLIP if arguments.pop("custom_text", False) else open_clip.CLIP
     net = (open_clip.CoCa if "multimodal_cfg" in config else kind)(**arguments)
     size = config["vision_cfg"]["image_size"]
     preprocess = {"size": size, "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.3, 0.2)}
-    return CLIP(net, lambda texts: torch.zeros(0), {"model_cfg": config, "preprocess_cfg": preprocess}, name)
+    return CLIP(net, TOKENIZER, {"model_cfg": config, "preprocess_cfg": preprocess}, name)
 
 
 def loaded_vit(folder: Path, width: int = 32, layers: int = 3, size: int = 24) -> CLIP:

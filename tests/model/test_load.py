@@ -1,4 +1,5 @@
 import json
+import warnings
 from pathlib import Path
 
 import open_clip
@@ -25,6 +26,18 @@ def test_save_and_load(any_tiny: CLIP, tmp_path: Path) -> None:
     card = json.loads((tmp_path / "m/card.json").read_text())
     assert card == {"note": "x", "weights_sha256": weights_sha256(any_tiny)}
     assert not again.training
+
+
+def test_code_that_no_folder_holds(tiny: CLIP, tmp_path: Path) -> None:
+    handle = tiny.net.visual.register_forward_hook(lambda module, args, out: out * 2)
+    with pytest.warns(
+        UserWarning, match=r"m holds .* no code such as net\.visual\._forward_hooks: what is loaded"
+    ):
+        save_model(tiny, tmp_path / "m", {})
+    handle.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_model(tiny, tmp_path / "m", {})
 
 
 def test_saving_over_an_older_model_replaces_it(tiny: CLIP, tmp_path: Path) -> None:

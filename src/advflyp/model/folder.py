@@ -1,6 +1,7 @@
 """Read and write folders in open_clip's format; open_clip loads them, too (`local-dir:FOLDER`)."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,20 @@ def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = 
         card: What a reader should know about these weights (data, recipe, results), as JSON.
         half: Store float16 weights, half the size.
 
+    Warns:
+        UserWarning: The model has code of the user's, such as hooks and replaced methods, which no folder holds.
+
     ValueError, with nothing written, if a weight is not finite, or if `folder` holds anything but a model that this
     function saved.
     """
     check_replaceable(folder)
+    if own := own_code(model):
+        names = ", ".join(name.lstrip(":").replace(":", ".") for name in sorted(own)[:3])
+        warnings.warn(
+            f"{folder} holds the model's weights and settings, but no code such as {names}: what is loaded from there "
+            "may compute something else",
+            stacklevel=2,
+        )
     with draft_folder(folder) as draft:
         _write(model, draft, card, half)
         publish_folder(draft, folder, replace=True)
