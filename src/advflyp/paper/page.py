@@ -71,8 +71,8 @@ class ComparisonPage:
     def __init__(self, study: Study) -> None:
         self.study = study
         self.embedded = _tsne(study)
-        self.examples = _examples(study)
         self.main = main_experiment(study)
+        self.examples = _examples(study, self.main)
         self.results = self.main.results(study)
         # Every method of the plan has one colour and shape throughout.
         self.labels = list(dict.fromkeys([*self.main.rows, *(r for e in study.experiments for r in e.rows)]))
@@ -83,39 +83,40 @@ class ComparisonPage:
         self.rows = [row for row in self.main.rows if self.results.hashes[row]]
         self.ranked = [row for row in self.rows if row not in self.main.unranked]
         self.numbers = next(
-            (Numbers.of(study, e, _coverage(study)) for e in study.experiments if e.id == PROXIES), None
+            (Numbers.of(study, e, _coverage(study, e)) for e in study.experiments if e.id == PROXIES), None
         )
         self.shown = [c for c in (self.results.clean, _headline_attack(self.results)) if c]
         self.experiments = [e for e in planned if e.cells(study)]
         missing = [e.title for e in planned if e not in self.experiments]
         self.missing = f"No results yet: {'; '.join(missing)}." if missing else ""
-        self.tables = self._tables()
+        self.tables_of = {experiment.id: self._tables_of(experiment) for experiment in self.experiments}
+        self.others = self._others()
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """All tables, by the names of their files."""
+        of_experiments = {
+            _file_name(id) + end: table for id, own in self.tables_of.items() for end, table in own.items()
+        }
+        return of_experiments | self.others
 
     def markdown(self) -> str:
         """All tables, under the headings of their experiments."""
         parts = [f"# {TITLE}\n", for_markdown(self.headline()) + "\n"]
-        rest = dict(self.tables)
         for experiment in self.experiments:
             parts.append(f"## {for_markdown(experiment.title)}\n")
             parts += [for_markdown(note) + "\n" for note in self._notes(experiment)]
-            full, means = _names(experiment)
-            names = [f"{full}-levers", means, full, f"{full}-phi"]
-            if experiment.id == PROXIES:
-                names = [name for name in rest if name.startswith(f"{full}-")] + [full]
-            parts += [markdown(table) for name in names if (table := rest.pop(name, None))]
+            parts += map(markdown, self.tables_of[experiment.id].values())
         parts += [for_markdown(self.missing) + "\n"] if self.missing else []
-        return "\n".join([*parts, *map(markdown, rest.values())])
+        return "\n".join([*parts, *map(markdown, self.others.values())])
 
     def html(self) -> str:
         """The whole page."""
         results, rows, shown = self.results, self.rows, self.shown
         look = self.look.of_some(rows)
         order = {label: place for place, label in enumerate(self.labels)}
-        kept = sorted(
-            (run for run in self.study.runs if run.folder is not None),
-            key=lambda run: (order.get(run.label, len(order)), run.seed),
-        )
-        folders = {f"{run.label}, seed {run.seed}": run.folder for run in kept if run.folder is not None}
+        kept = sorted(self.study.runs, key=lambda run: (order.get(run.label, len(order)), run.seed))
+        folders = {f"{run.label}, seed {run.seed}": run.folder for run in kept}
         recipes = {f"{run.label}, seed {run.seed}": run.recipe for run in kept}
         everything = Results(self.study.cells, seeds=True)
         # The main experiment's methods and sets, under every attack and radius of any experiment.
@@ -138,11 +139,11 @@ class ComparisonPage:
             tradeoffs=trade,
             set_by_set=sections.set_by_set(results, rows, shown, look) if rows else None,
             against_eps=sections.against_eps(every_radius, rows, shown, look) if rows else None,
-            published=self.tables.get("published"),
+            published=self.others.get("published"),
             experiments=list(map(self._experiment, self.experiments)),
             missing=self.missing,
             examples=sections.before_after(self.examples, ("original", FULL)),
-            sanity=self.tables.get("sanity"),
+            sanity=self.others.get("sanity"),
             training=sections.training(folders, recipes),
             sets_table=prose.sets_table(everything),
             meaning=prose.meaning(everything),
@@ -209,27 +210,30 @@ class ComparisonPage:
             f"{experiments}, {counted(count, 'result')}. The main one: {self.main.title}{trained}{started}."
         )
 
-    def _tables(self) -> dict[str, Table]:
+    def _tables_of(self, experiment: Exhibit) -> dict[str, Table]:
+        """The tables of an experiment, by the ends of their files' names; the whole one has none."""
         tables: dict[str, Table] = {}
-        for experiment in self.experiments:
-            results = experiment.results(self.study)
-            full, means = _names(experiment)
-            if experiment.id == PROXIES and self.numbers:
-                own = proxies.tables(self.numbers, experiment.sets)
-                tables |= {f"{full}-{end}": table for end, table in own.items()}
-            elif len(experiment.sets) > 1:
-                tables[means] = experiment_means(self.study, experiment)
-            tables[full] = methods_table(
-                results,
-                experiment.conditions(self.study.cells),
-                sets=experiment.sets,
-                title=f"{experiment.title}: zero-shot accuracy in %",
-                unranked=experiment.unranked,
-            )
-            if BASELINES.get(experiment.id) in results.models:
-                tables[f"{full}-levers"] = efficiency_table(self.study, experiment)
-            if experiment.id == "figure5" and self.embedded:
-                tables[f"{full}-phi"] = phi_table(self.embedded, title=f"{experiment.title}: φ")
+        if BASELINES.get(experiment.id) in experiment.rows:
+            tables["-levers"] = efficiency_table(self.study, experiment)
+        if experiment.id == PROXIES and self.numbers:
+            own = proxies.tables(self.numbers, experiment.sets)
+            tables |= {f"-{end}": table for end, table in own.items()}
+        elif len(experiment.sets) > 1:
+            tables["-means"] = experiment_means(self.study, experiment)
+        tables[""] = methods_table(
+            experiment.results(self.study),
+            experiment.conditions(self.study.cells),
+            sets=experiment.sets,
+            title=f"{experiment.title}: zero-shot accuracy in %",
+            unranked=experiment.unranked,
+        )
+        if experiment.id == "figure5" and self.embedded:
+            tables["-phi"] = phi_table(self.embedded, title=f"{experiment.title}: φ")
+        return tables
+
+    def _others(self) -> dict[str, Table]:
+        """Tables that belong to no experiment."""
+        tables: dict[str, Table] = {}
         if self.study.scale == "paper":
             tables["published"] = published_table(self.study.cells, set_names(["paper"]), self.embedded)
         if (sanity := sanity_table(Results(self.study.cells, seeds=True))) is not None:
@@ -237,8 +241,8 @@ class ComparisonPage:
         return tables
 
     def _experiment(self, experiment: Exhibit) -> dict[str, Any]:
-        full, means = _names(experiment)
-        of_proxies = self._of_proxies(full) if experiment.id == PROXIES and full in self.tables else None
+        tables = self.tables_of[experiment.id]
+        of_proxies = self._of_proxies(tables) if experiment.id == PROXIES else None
         return {
             "title": experiment.title,
             "notes": self._notes(experiment),
@@ -246,19 +250,17 @@ class ComparisonPage:
             "against_pairs": self._against_pairs(experiment) if experiment.id == "figure3" else None,
             "embedding": self._embedding() if experiment.id == "figure5" and self.embedded else None,
             "against_cost": self._against_cost(experiment) if experiment.id in BASELINES else None,
-            "levers": self.tables.get(f"{full}-levers"),
-            "means": self.tables.get(means),
-            "full": self.tables.get(full),
+            "levers": tables.get("-levers"),
+            "means": tables.get("-means"),
+            "full": tables[""],
             "of_proxies": of_proxies,
-            "is_open": not of_proxies and (means not in self.tables or experiment.id in ("table1", "table2")),
+            "is_open": not of_proxies and ("-means" not in tables or experiment.id in ("table1", "table2")),
         }
 
-    def _of_proxies(self, full: str) -> dict[str, Any]:
+    def _of_proxies(self, tables: dict[str, Table]) -> dict[str, Any]:
         assert self.numbers is not None
-        prefix = f"{full}-"
-        own = {name.removeprefix(prefix): t for name, t in self.tables.items() if name.startswith(prefix)}
         return {
-            "tables": own,
+            "tables": {end.removeprefix("-"): table for end, table in tables.items()},
             "summary": proxies.summary(self.numbers),
             "figures": proxies.figures(self.numbers),
         }
@@ -335,11 +337,10 @@ def _headline_attack(results: Results) -> Condition | None:
     return min(pgd, key=lambda c: c.eps) if pgd else results.strongest()
 
 
-def _names(experiment: Exhibit) -> tuple[str, str]:
-    """The names of an experiment's table files: the full table, and its means."""
-    letters = (letter if letter.isalnum() or letter in "-_." else "-" for letter in experiment.id)
-    name = "".join(letters).strip(".")
-    return name, f"{name}-means"
+def _file_name(id: str) -> str:
+    """The name of an experiment's table, without its suffix."""
+    letters = (letter if letter.isalnum() or letter in "-_." else "-" for letter in id)
+    return "".join(letters).strip(".")
 
 
 def _tsne(study: Study) -> list[TSNEResult]:
@@ -360,12 +361,10 @@ def _tsne(study: Study) -> list[TSNEResult]:
     return found
 
 
-def _coverage(study: Study) -> list[Coverage]:
+def _coverage(study: Study, experiment: Exhibit) -> list[Coverage]:
     """The coverage for the experiment `proxies`: what is stored, and what can be added on this machine."""
-    experiment = next((e for e in study.experiments if e.id == PROXIES), None)
-    originals = experiment.unranked if experiment else []
-    original = study.model_of(originals[0]) if originals else None
-    if experiment is None or original is None:
+    original = study.model_of(experiment.unranked[0]) if experiment.unranked else None
+    if original is None:
         return []
     measured = by_run(study, experiment)
     trained = {
@@ -376,11 +375,10 @@ def _coverage(study: Study) -> list[Coverage]:
     return add_coverage(study.folder / COVERAGE_FILE, str(original), order, sets)
 
 
-def _examples(study: Study) -> list[Example]:
+def _examples(study: Study, main: Exhibit) -> list[Example]:
     """Images before and after AdvFLYP_full; none without its weights."""
-    main = main_experiment(study)
     run = study.run_of(FULL)
-    if run is None or run.folder is None:
+    if run is None:
         return []
     return examples(
         load_model(run.original), load_model(run.folder), main.sets, eps=min(main.eps, default=1 / 255)

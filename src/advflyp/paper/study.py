@@ -51,12 +51,12 @@ class Exhibit:
 
     def conditions(self, cells: Iterable[Cell]) -> list[Condition]:
         """The conditions that the plan asks for, clean first; ε as in the cells, which may differ by rounding."""
-        measured = {(c.attack, c.norm, c.eps) for c in cells if c.norm is not None}
+        measured = {Condition.of(cell) for cell in cells if cell.norm is not None}
         found = [Condition("clean", None, 0.0)] if "clean" in self.attacks else []
         for attack in self.attacks:
             for eps in self.eps if attack != "clean" else []:
-                near = [m for m in measured if m[0] == attack and math.isclose(m[2], eps, rel_tol=1e-4)]
-                found.append(Condition(*min(near, key=str)) if near else Condition(attack, "linf", eps))
+                near = [m for m in measured if m.attack == attack and math.isclose(m.eps, eps, rel_tol=1e-4)]
+                found.append(min(near, key=str, default=Condition(attack, "linf", eps)))
         return found
 
     @property
@@ -77,7 +77,7 @@ class Exhibit:
             cell
             for cell in cells
             if self._is_untrained(cell.model, study)
-            or not (seeds := common[_condition(cell)])
+            or not (seeds := common[Condition.of(cell)])
             or study.seed_of[cell.checkpoint_sha256] in seeds
         ]
         # In the plan's order, not in that of the files.
@@ -96,7 +96,7 @@ class Exhibit:
         notes = []
         for seeds, conditions in groups.items():
             of = f"{'; '.join(c.title for c in conditions)}: " if len(groups) > 1 else ""
-            measured = {study.seed_of[c.checkpoint_sha256] for c in trained if _condition(c) in conditions}
+            measured = {study.seed_of[c.checkpoint_sha256] for c in trained if Condition.of(c) in conditions}
             if not seeds:
                 notes.append(
                     f"{of}No seed is common to all of these methods: each mean is over the method's own seeds."
@@ -114,7 +114,7 @@ class Exhibit:
         return [
             cell
             for cell in study.cells
-            if cell.model in rows and cell.set in sets and _condition(cell) in wanted
+            if cell.model in rows and cell.set in sets and Condition.of(cell) in wanted
         ]
 
     def _common_seeds(self, cells: Sequence[Cell], study: "Study") -> dict[Condition, set[int]]:
@@ -126,7 +126,7 @@ class Exhibit:
         sets: dict[Condition, set[str]] = {}
         found: dict[Condition, dict[str, dict[int, set[str]]]] = {}
         for cell in cells:
-            condition = _condition(cell)
+            condition = Condition.of(cell)
             sets.setdefault(condition, set()).add(cell.set)
             if not self._is_untrained(cell.model, study):
                 seeds = found.setdefault(condition, {}).setdefault(cell.model, {})
@@ -150,11 +150,11 @@ class Exhibit:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """One seed of one method, with its folder and recipe if the folder exists."""
+    """One seed of one method, whose folder was kept."""
 
     label: str
     seed: int
-    folder: Path | None
+    folder: Path
     recipe: Mapping[str, Any]
 
     @property
@@ -183,9 +183,7 @@ class Study:
 
     def run_of(self, label: str) -> SeedRun | None:
         """The run of a method with the lowest seed of those whose folder has weights."""
-        runs = [
-            run for run in self.runs if run.label == label and run.folder and (run.folder / BEST).is_dir()
-        ]
+        runs = [run for run in self.runs if run.label == label and (run.folder / BEST).is_dir()]
         return min(runs, key=lambda run: run.seed, default=None)
 
     def model_of(self, label: str) -> str | Path | None:
@@ -227,12 +225,10 @@ def read_study(folder: Path) -> Study:
         found, (seed, name) = read_cells(file), _by_seed(file)
         cells += found
         seed_of |= {cell.checkpoint_sha256: seed for cell in found}
-        run = folder / RUNS / name
-        known = run if run.is_dir() else None
-        runs += [
-            SeedRun(label=label, seed=seed, folder=known, recipe=read_recipe_tree(run) if known else {})
-            for label in dict.fromkeys(cell.model for cell in found)
-        ]
+        if (run := folder / RUNS / name).is_dir():
+            recipe = read_recipe_tree(run)
+            labels = dict.fromkeys(cell.model for cell in found)
+            runs += [SeedRun(label=label, seed=seed, folder=run, recipe=recipe) for label in labels]
     if not cells:
         raise ValueError(f"there are no results in {folder / RESULTS}; make them with `advflyp reproduce`")
     return Study(
@@ -261,10 +257,6 @@ def main_experiment(study: Study) -> Exhibit:
     first = next((e for e in there if e.id == "table1"), there[0])
     attacks = list(dict.fromkeys(["clean", *first.attacks]))
     return replace(first, attacks=attacks)
-
-
-def _condition(cell: Cell) -> Condition:
-    return Condition(cell.attack, cell.norm, cell.eps)
 
 
 def _experiment(entry: Mapping[str, Any]) -> Exhibit:

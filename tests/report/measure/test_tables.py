@@ -112,7 +112,7 @@ def test_two_checkpoints_of_one_name_are_two_models(cells: list[Cell]) -> None:
 
 
 def test_the_same_cell_twice_is_one_but_other_settings_are_an_error(cells: list[Cell]) -> None:
-    assert len(Results([*cells, *cells]).cells) == len(cells)
+    assert len(Results([*cells, *cells]).runs) == len(cells)
     with pytest.raises(
         ValueError, match=r"mini on mini/food under clean twice, with different seed \(0 and 5\)"
     ):

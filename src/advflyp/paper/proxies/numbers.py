@@ -64,7 +64,7 @@ class Numbers:
     sets: Sequence[str]
     coverage: Mapping[tuple[str, int, str], Coverage]
     folder: Path
-    _known: dict[tuple[str, str, tuple[int, ...]], Estimate | None] = field(default_factory=dict)
+    _known: dict[tuple[str, str, tuple[int, ...]], Estimate] = field(default_factory=dict)
     _read: dict[tuple[str, int, str, str], Samples] = field(default_factory=dict)
 
     @classmethod
@@ -98,22 +98,19 @@ class Numbers:
     def accuracy(self, run: str, attack: str, seeds: Collection[int] | None = None) -> Estimate | None:
         """The mean over these seeds, by default all, with its bootstrap interval if per-image outcomes are stored."""
         found = {s: value for s, value in self.by_seed(run, attack).items() if seeds is None or s in seeds}
+        if not found:
+            return None
         key = (run, attack, tuple(sorted(found)))
         if key not in self._known:
-            self._known[key] = self._accuracy(run, attack, found)
+            value = statistics.fmean(found.values())
+            low, high = self.resampled([(1, run)], attack, sorted(found)) or (value, value)
+            self._known[key] = Estimate(value, low, high)
         return self._known[key]
 
     def on_set(self, run: str, name: str, attack: str) -> Estimate | None:
         """The mean over seeds of the accuracy on one set, in the headline or not, with their standard deviation."""
         cells = {seed: cells.get((name, attack)) for seed, cells in self.results.get(run, {}).items()}
         return mean_of_seeds({seed: cell.accuracy for seed, cell in cells.items() if cell is not None})
-
-    def _accuracy(self, run: str, attack: str, seeds: Seeds) -> Estimate | None:
-        if not seeds:
-            return None
-        value = statistics.fmean(seeds.values())
-        low, high = self.resampled([(1, run)], attack, sorted(seeds)) or (value, value)
-        return Estimate(value, low, high)
 
     def on_side(self, run: str, attack: str, side: Side) -> dict[int, float]:
         """Seed → accuracy on one side of the coverage, averaged over the sets that have enough such images.

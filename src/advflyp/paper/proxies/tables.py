@@ -33,7 +33,7 @@ from advflyp.paper.proxies.rules import HYPOTHESES, Decision, Verdict, all_of, b
 from advflyp.report.figures.number import against_number, by_kind
 from advflyp.report.figures.plots import Look, svg
 from advflyp.report.measure.estimates import Estimate
-from advflyp.report.measure.tables import Table, Value
+from advflyp.report.measure.tables import Blocks, Table, Value, in_blocks
 from advflyp.wording import counted
 
 METHODS = {
@@ -90,55 +90,49 @@ def summary(numbers: Numbers) -> str:
 def verdict_table(numbers: Numbers) -> Table:
     """A block for each hypothesis, a row for each of its statements."""
     last, best = (verdicts(numbers, best=best) for best in (False, True))
-    rows: list[list[Value]] = []
-    blocks = []
+    blocks: Blocks = []
     for hypothesis in HYPOTHESES:
         heading = f"{hypothesis.id} {last[hypothesis.id][0]}: {hypothesis.words}"
-        blocks.append((heading, len(hypothesis.statements)))
-        for one, other in zip(last[hypothesis.id][1], best[hypothesis.id][1], strict=True):
-            rows.append(
-                [
-                    one.statement.words,
-                    str(one.seeds),
-                    one.difference,
-                    _bootstrap(numbers, one),
-                    one.verdict,
-                    other.difference,
-                    other.verdict,
-                ]
-            )
+        rows: list[list[Value]] = [
+            [
+                one.statement.words,
+                str(one.seeds),
+                one.difference,
+                _bootstrap(numbers, one),
+                one.verdict,
+                other.difference,
+                other.verdict,
+            ]
+            for one, other in zip(last[hypothesis.id][1], best[hypothesis.id][1], strict=True)
+        ]
+        blocks.append((heading, rows))
     return Table(
         title="Hypotheses: differences in points",
         columns=[
             "statement", "seeds", "difference", "bootstrap", "verdict", "at the best\nvalidation", "verdict\nthere"
         ],
-        rows=rows,
-        blocks=blocks,
+        **in_blocks(blocks),
         note=f"{ABOUT_VERDICTS} Headline: {', '.join(numbers.sets) or 'no set yet'}.",
     )  # fmt: skip
 
 
 def grid_table(numbers: Numbers, cells: Sequence[Cell], title: str) -> Table:
     """A row for each method, a column for each grid cell; blocks for robust and clean, last and best weights."""
-    rows: list[list[Value]] = []
-    blocks = []
+    blocks: Blocks = []
     for attack, words in ((ROBUST, "PGD-10, ε = 1/255"), (CLEAN, "clean images")):
         for end, which in (("", "last weights"), (BEST, "best validation")):
-            block = [
+            rows: list[list[Value]] = [
                 [label, *(numbers.accuracy(cell.run(method) + end, attack) for cell in cells)]
                 for method, label in METHODS.items()
             ]
-            measured = [row for row in block if any(value is not None for value in row[1:])]
-            if measured:
-                blocks.append((f"{words}, {which}", len(measured)))
-                rows += measured
+            if measured := list(filter(_is_measured, rows)):
+                blocks.append((f"{words}, {which}", measured))
     one_kind = len({cell.data for cell in cells}) == 1
     counts = Counter(f"{with_spaces(cell.number)} images" for cell in cells)
     return Table(
         title=title,
         columns=["method", *(with_spaces(c.number) if one_kind else WORDS[c.data] for c in cells)],
-        rows=rows,
-        blocks=blocks,
+        **in_blocks(blocks),
         groups=[] if one_kind else [("", 1), *counts.items()],
         note=ABOUT_GRID + (_worth_of_validation(numbers) if one_kind else ""),
     )
@@ -146,19 +140,18 @@ def grid_table(numbers: Numbers, cells: Sequence[Cell], title: str) -> Table:
 
 def sides_table(numbers: Numbers) -> Table:
     """A block for each proxy: methods on images whose class is in it and on the others, compared with pairs."""
-    rows: list[list[Value]] = []
-    blocks = []
+    blocks: Blocks = []
     for cell in CELLS:
-        block = [[label, *_sides(numbers, cell, method)] for method, label in METHODS.items()]
-        if any(value is not None for row in block for value in row[1:]):
-            blocks.append((cell.words, len(block)))
-            rows += block
+        rows: list[list[Value]] = [
+            [label, *_sides(numbers, cell, method)] for method, label in METHODS.items()
+        ]
+        if any(map(_is_measured, rows)):
+            blocks.append((cell.words, rows))
     return Table(
         title="In and out of coverage: accuracy in % under PGD-10 at 1/255",
         columns=["method", *["accuracy", "− pairs"] * 2],
         groups=[("", 1), ("class in the proxy", 2), ("class not in the proxy", 2)],
-        rows=rows,
-        blocks=blocks,
+        **in_blocks(blocks),
         note=ABOUT_SIDES,
     )
 
@@ -182,8 +175,7 @@ def coverage_table(numbers: Numbers, sets: Sequence[str]) -> Table:
     return Table(
         title="Coverage of the test sets by the proxies",
         columns=["proxy", *(name.removeprefix("mini/") for name in columns)],
-        rows=[*shares, *distances],
-        blocks=[("images whose class is in the proxy (%)", len(shares)), ("distance of class names", len(distances))],
+        **in_blocks([("images whose class is in the proxy (%)", shares), ("distance of class names", distances)]),
         note=ABOUT_COVERAGE,
     )  # fmt: skip
 
@@ -236,25 +228,21 @@ def outside_table(numbers: Numbers) -> Table:
     def row(label: str, run: str) -> list[Value]:
         return [label, *(numbers.on_set(run, name, attack) for name in names for attack in (ROBUST, CLEAN))]
 
-    rows = [row("the original", UNTRAINED)]
-    blocks = [("no finetuning", 1)]
+    blocks = [("no finetuning", [row("the original", UNTRAINED)])]
     for data in WORDS:
         cell = Cell(OUTSIDE_NUMBER, data)
-        block = [
+        rows = [
             row(label, cell.run(method))
             for method, label in METHODS.items()
             if data == "near" or method not in (PAIRS, BASIC)
         ]
-        block = [one for one in block if any(value is not None for value in one[1:])]
-        if block:
-            blocks.append((cell.words, len(block)))
-            rows += block
+        if measured := list(filter(_is_measured, rows)):
+            blocks.append((cell.words, measured))
     return Table(
         title="Sets outside the headline: accuracy in %",
         columns=["method", *["PGD-10,\nε = 1/255", "clean"] * len(names)],
         groups=[("", 1), *((name.removeprefix("mini/"), 2) for name in names)],
-        rows=rows,
-        blocks=blocks,
+        **in_blocks(blocks),
         note=ABOUT_OUTSIDE,
     )  # fmt: skip
 
@@ -344,6 +332,11 @@ def _by_side(numbers: Numbers, look: Look) -> list[Markup]:
             figure = by_kind(points, look, title=f"{words}: lead over as many pairs")
             plots.append(svg(figure, f"robust accuracy beside that of as many pairs, {words}"))
     return plots
+
+
+def _is_measured(row: list[Value]) -> bool:
+    """Whether any value follows the name of the row."""
+    return any(value is not None for value in row[1:])
 
 
 def _sides(numbers: Numbers, cell: Cell, method: str) -> list[Value]:

@@ -42,7 +42,7 @@ def answers_table(cells: Sequence[AnswerCell]) -> Table:
         [
             cell.task,
             METRICS.get(cell.metric, cell.metric),
-            _condition(cell).words,
+            Condition.of(cell).words,
             Estimate(cell.score / 100, cell.ci95[0] / 100, cell.ci95[1] / 100),
             f"{cell.n}",
         ]
@@ -68,7 +68,7 @@ def answers_tables(cells: Sequence[AnswerCell]) -> list[Table]:
         for cell, name in zip(cells, names, strict=True)
     ]
     groups: dict[tuple[str, str], list[AnswerCell]] = {}
-    for cell in once(told, lambda cell: (cell.model, cell.vision, cell.task, cell.n, _condition(cell))):
+    for cell in once(told, lambda cell: (cell.model, cell.vision, cell.task, cell.n, Condition.of(cell))):
         groups.setdefault((cell.model, cell.vision), []).append(cell)
     return [answers_table(group) for group in groups.values()]
 
@@ -81,7 +81,7 @@ def answer_examples(cells: Mapping[Path, Sequence[AnswerCell]]) -> list[Answered
             kept = None if cell.norm is None else read_answers(store, cell)
             if kept is None:
                 continue
-            condition = _condition(cell).title
+            condition = Condition.of(cell).title
             for row in range(min(EXAMPLES, len(kept["before"]), len(kept["after"]))):
                 prompt, clean, attacked = (
                     for_terminal(" ".join(str(kept[name][row]).split()))
@@ -97,10 +97,6 @@ def answer_examples(cells: Mapping[Path, Sequence[AnswerCell]]) -> list[Answered
     return found
 
 
-def _condition(cell: AnswerCell) -> Condition:
-    return Condition(cell.attack, cell.norm, cell.eps)
-
-
 def _notes(cells: Sequence[AnswerCell]) -> list[str]:
     notes = ["each score is the mean of the samples' worst ones, followed by its 95 % interval"]
     notes += [
@@ -110,7 +106,7 @@ def _notes(cells: Sequence[AnswerCell]) -> list[str]:
     ]
     for cell in cells:
         notes += [
-            f"{cell.task}, {_condition(cell).words}: {count} of {cell.n} worst answers hold “{word}”"
+            f"{cell.task}, {Condition.of(cell).words}: {count} of {cell.n} worst answers hold “{word}”"
             for word, count in cell.reached.items()
         ]
     if skipped := list(dict.fromkeys(key for cell in cells for key in cell.unreadable)):

@@ -5,7 +5,7 @@ import re
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 MINUS = "−"
 Name = TypeVar("Name", bound=Hashable)
@@ -60,6 +60,11 @@ class Condition:
     attack: str
     norm: str | None
     eps: float
+
+    @classmethod
+    def of(cls, measured: Any) -> "Condition":
+        """That of a cell, or of anything else with an `attack`, a `norm` and an `eps`."""
+        return cls(measured.attack, measured.norm, measured.eps)
 
     @property
     def title(self) -> str:

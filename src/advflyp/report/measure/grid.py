@@ -128,7 +128,7 @@ class _Selection:
         self.wanted = list(conditions or results.conditions)
         # For each condition, the sets with any result.
         self.measured = {
-            c: [s for s in self.sets if any((m, s, c) in results.cells for m in results.models)]
+            c: [s for s in self.sets if any((m, s, c) in results.runs for m in results.models)]
             for c in self.wanted
         }
         self.conditions = [c for c in self.wanted if self.measured[c]]

@@ -11,26 +11,22 @@ from advflyp.evaluation.results import DEFAULT_PROTOCOL
 from advflyp.files import write_text
 from advflyp.report.measure.estimates import Condition, Estimate
 from advflyp.report.measure.render import markdown
-from advflyp.report.measure.tables import Table, Value
+from advflyp.report.measure.tables import Blocks, Table, Value, in_blocks
 from advflyp.wording import counted
 from advflyp.written import check_written_by_us
 
 
 def paired_table(rows: Sequence[Comparison]) -> Table:
     """A block for each attack at each ε: a row for each set, their mean last."""
-    table: list[list[Value]] = []
-    blocks: list[tuple[str, int]] = []
-    keys = groupby(rows, key=lambda row: (Condition(row.attack, row.norm, row.eps), row.protocol))
+    blocks: Blocks = []
+    keys = groupby(rows, key=lambda row: (Condition.of(row), row.protocol))
     for (condition, protocol), block in keys:
-        found = [_row(row) for row in block]
         said = "" if protocol == DEFAULT_PROTOCOL else f", protocol {protocol}"
-        blocks.append((condition.title + said, len(found)))
-        table += found
+        blocks.append((condition.title + said, list(map(_row, block))))
     return Table(
         title=f"Zero-shot accuracy in % on the same images\nA: {rows[0].model_a}   B: {rows[0].model_b}",
         columns=["set", "n", "A", "B", "B − A", "only\nA", "only\nB", "p", "Holm p"],
-        rows=table,
-        blocks=blocks,
+        **in_blocks(blocks),
         note="\n".join(
             [*_about_images(rows), *_about_settings(rows), METHOD.format(counted(len(rows), "row"))]
         ),

@@ -20,7 +20,7 @@ def recall_table(cells: Sequence[RetrievalCell]) -> Table:
         title=f"Zero-shot retrieval in %\nmodel: {first.model}\npairs: {first.pairs}",
         columns=["attack", *columns],
         rows=[
-            [_condition(cell).words, *map(_estimate, cell.image_to_text + cell.text_to_image)]
+            [Condition.of(cell).words, *map(_estimate, cell.image_to_text + cell.text_to_image)]
             for cell in cells
         ],
         note="\n".join(_notes(cells)),
@@ -37,7 +37,7 @@ def recall_tables(cells: Sequence[RetrievalCell]) -> list[Table]:
     told = [replace(cell, model=name) for cell, name in zip(cells, names, strict=True)]
 
     def row(cell: RetrievalCell) -> tuple[Any, ...]:
-        return cell.model, str(sorted(cell.subset.items())), _condition(cell)
+        return cell.model, str(sorted(cell.subset.items())), Condition.of(cell)
 
     # By their name, and by their contents: the same pairs may have several names.
     told = once(told, lambda cell: (cell.pairs, *row(cell)))
@@ -46,10 +46,6 @@ def recall_tables(cells: Sequence[RetrievalCell]) -> list[Table]:
         model, subset, _ = row(cell)
         groups.setdefault((model, subset, cell.captions_sha256), []).append(cell)
     return [recall_table(group) for group in groups.values()]
-
-
-def _condition(cell: RetrievalCell) -> Condition:
-    return Condition(cell.attack, cell.norm, cell.eps)
 
 
 def _estimate(one: Recall) -> Value:

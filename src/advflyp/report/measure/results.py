@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import TypeVar
 
 from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, configs_of, labels, mean_interval
@@ -14,6 +14,7 @@ from advflyp.report.measure.repeated import check_same
 
 Key = tuple[str, str, Condition]
 Checkpoint = tuple[str, str]  # a model and the hash of its weights
+Drawn = TypeVar("Drawn", Estimate, Estimate | None)
 
 
 class Results:
@@ -50,23 +51,19 @@ class Results:
         only = DEFAULT_PROTOCOL if self.mixes_protocols or not protocols else protocols.pop()
         self.protocol = "" if only == DEFAULT_PROTOCOL else only
         self.runs = self._by_checkpoint(cells, seeds)
-        # One cell for each key: that of its first seed.
-        self.cells: dict[Key, Cell] = {key: next(iter(runs.values())) for key, runs in self.runs.items()}
-        self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.cells))
-        self.sets = list(dict.fromkeys(name for _, name, _ in self.cells))
+        self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.runs))
+        self.sets = list(dict.fromkeys(name for _, name, _ in self.runs))
         self.hashes: dict[str, list[str]] = {model: [] for model in self.models}
-        self.seconds = dict.fromkeys(self.models, 0.0)
         for (model, _, _), runs in self.runs.items():
             if model in self.hashes:
                 self.hashes[model] += [sha for sha in runs if sha not in self.hashes[model]]
-                self.seconds[model] += sum(cell.seconds for cell in runs.values())
         # A prefix that all names share ("mini/") is said once, in a heading.
         prefixes = {name.partition("/")[0] for name in self.sets if "/" in name[:-1]}
         shared = len(prefixes) == 1 and "" not in prefixes and all("/" in name[:-1] for name in self.sets)
         self.group = prefixes.pop() if shared else None
         self.short = {name: name.partition("/")[2] if shared else name for name in self.sets}
         # Clean first, then attack by attack.
-        conditions = list(dict.fromkeys(condition for _, _, condition in self.cells))
+        conditions = list(dict.fromkeys(condition for _, _, condition in self.runs))
         attacks = list(dict.fromkeys((c.attack, c.norm) for c in conditions))
         self.conditions = sorted(
             conditions, key=lambda c: (c.norm is not None, attacks.index((c.attack, c.norm)), c.eps)
@@ -85,7 +82,7 @@ class Results:
                 )
         found: dict[Key, dict[str, Cell]] = {}
         for model, cell in zip(names if seeds else labels(cells, names), cells, strict=True):
-            runs = found.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})
+            runs = found.setdefault((model, cell.set, Condition.of(cell)), {})
             known = runs.get(cell.checkpoint_sha256, cell)
             if not seeds:
                 check_same(model, known, cell)
@@ -98,14 +95,17 @@ class Results:
             (model, condition)
             for model in self.models
             for condition in self.conditions
-            if any((model, name, condition) in self.cells for name in self.sets)
+            if any((model, name, condition) in self.runs for name in self.sets)
         ]
-        return [name for name in self.sets if all((model, name, c) in self.cells for model, c in measured)]
+        return [name for name in self.sets if all((model, name, c) in self.runs for model, c in measured)]
 
     def pflops(self, model: str) -> float | None:
         """Arithmetic of a model's finetuning in 10¹⁵ operations; the mean over the seeds for which it is known."""
-        runs = (runs for (name, _, _), runs in self.runs.items() if name == model)
-        known = {sha: cell.pflops for found in runs for sha, cell in found.items() if cell.pflops is not None}
+        known = {
+            cell.checkpoint_sha256: cell.pflops
+            for (name, _, _), cell in self.every
+            if name == model and cell.pflops is not None
+        }
         return sum(known.values()) / len(known) if known else None
 
     def _model(self, cell: Cell) -> str:
@@ -173,11 +173,7 @@ class Results:
             self.pairs[key] = matched_pairs(a, b, self.stores)
         return self.pairs[key]
 
-    @overload
-    def drawn(self, value: Estimate) -> Estimate: ...
-    @overload
-    def drawn(self, value: Estimate | None) -> Estimate | None: ...
-    def drawn(self, value: Estimate | None) -> Estimate | None:
+    def drawn(self, value: Drawn) -> Drawn:
         """The estimate as a figure shows it, all bars being of one kind.
 
         If any model has several seeds, bars are standard deviations over seeds, and a single checkpoint has none.
@@ -193,12 +189,7 @@ class Results:
     def counts(self, set_name: str, model: str | None = None) -> list[int]:
         """The numbers of images of the set on which a model, or any, was evaluated."""
         return sorted(
-            {
-                cell.n
-                for (one, name, _), runs in self.runs.items()
-                if name == set_name and model in (None, one)
-                for cell in runs.values()
-            }
+            {cell.n for (one, name, _), cell in self.every if name == set_name and model in (None, one)}
         )
 
     @property
@@ -225,13 +216,11 @@ class Results:
         If every model was measured under some attack, only such attacks count.
         """
         attacked = self.attacked
-        if not attacked:
-            return None
         # The radii of different norms cannot be compared: only the first norm measured counts.
         attacked = [c for c in attacked if c.norm == attacked[0].norm]
-        target = min(c.eps for c in attacked) if eps is None else eps
+        target = min((c.eps for c in attacked), default=0) if eps is None else eps
         near = [c for c in attacked if math.isclose(c.eps, target, rel_tol=1e-6)]
-        measured = {c: {(model, name) for model, name, other in self.cells if other == c} for c in near}
+        measured = {c: {(model, name) for model, name, other in self.runs if other == c} for c in near}
         # An attack that only some models were measured under cannot compare them.
         of_all = [c for c in near if {model for model, _ in measured[c]} >= {*self.models}]
         near = of_all or near

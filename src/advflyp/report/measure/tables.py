@@ -15,6 +15,7 @@ from advflyp.report.measure.results import Key, Results
 from advflyp.wording import counted
 
 Value = str | Estimate | None
+Blocks = list[tuple[str, list[list[Value]]]]
 Runs = Mapping[Key, Mapping[str, Cell]]
 # What may differ between cells of one column; a note then says so.
 TOLD: dict[str, Callable[[Cell], Any]] = {
@@ -104,6 +105,14 @@ class Table:
             for place, row in enumerate(rows)
             if isinstance(value := row[column], Estimate) and row[0] not in self.unranked
         }
+
+
+def in_blocks(blocks: Blocks) -> dict[str, Any]:
+    """The `rows` and `blocks` of a `Table`, from the titles of the blocks and their rows."""
+    return {
+        "rows": [row for _, rows in blocks for row in rows],
+        "blocks": [(title, len(rows)) for title, rows in blocks],
+    }
 
 
 def accuracy_table(results: Results, model: str, *, name_model: bool = True) -> Table:

@@ -147,19 +147,22 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
     admitted = [one for one in everybody if not one.refused]
     # Cells of a version that did not record the configuration would count as another model.
     results = Results([replace(cell, config_sha256=one.config) for one in admitted for cell in one.cells])
-    labelled = {_model(cell): label for (label, _, _), cell in results.cells.items()}
+    labels = {
+        (cell.model, cell.checkpoint_sha256, cell.config_sha256): label
+        for (label, _, _), cell in results.every
+    }
+    labelled = [(labels[one.model, one.sha256, one.config], one) for one in admitted]
     shown = results.conditions
     best = results.strongest(protocol.eps[0])
 
-    def order(one: Entrant) -> float:
-        value = results.mean(labelled[_entrant(one)], best) if best else None
+    def order(pair: tuple[str, Entrant]) -> float:
+        value = results.mean(pair[0], best) if best else None
         return -value.value if value else 0.0
 
     zoo = zoo_weights(everybody)
     rows = [
         _row(one, told, zoo, label, [results.mean(label, condition) for condition in shown])
-        for one in sorted(admitted, key=order)
-        for label in [labelled[_entrant(one)]]
+        for label, one in sorted(labelled, key=order)
     ]
     refused = [one for one in everybody if one.refused]
     page = render(
@@ -284,21 +287,13 @@ def _scope(protocol: Protocol, rows: Sequence[Row], results: Results) -> str:
     attacks = ", ".join(attack_title(protocol.attack(name).name) for name in protocol.attacks)
     radii = ", ".join(radius(eps, protocol.norm) for eps in protocol.eps)
     measured = sum(row.source == MEASURED for row in rows)
-    versions = ", ".join(sorted({cell.version for cell in results.cells.values()}))
+    versions = ", ".join(sorted({cell.version for _, cell in results.every}))
     return (
         f"{counted(len(sets), 'dataset')}, {images} of each; {attacks} at ε = {radii} ({protocol.norm}), seed "
         f"{protocol.seed}. Accuracies are means over the datasets in %, with 95 % intervals of sampled images. "
         f"{measured} of {counted(len(rows), 'model')} measured in this folder, the others from result files"
         + (f" (advflyp {versions})." if versions else ".")
     )
-
-
-def _model(cell: Cell) -> tuple[str, str, str]:
-    return cell.model, cell.checkpoint_sha256, cell.config_sha256
-
-
-def _entrant(one: Entrant) -> tuple[str, str, str]:
-    return one.model, one.sha256, one.config
 
 
 def _row(

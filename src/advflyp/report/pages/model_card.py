@@ -193,7 +193,7 @@ def _measured(cells: Sequence[Cell], name: str) -> dict[str, Any]:
 
 
 def _condition(cell: Cell) -> str:
-    said = Condition(cell.attack, cell.norm, cell.eps).title
+    said = Condition.of(cell).title
     return said if cell.protocol == DEFAULT_PROTOCOL else f"{said}, protocol {cell.protocol}"
 
 

@@ -16,7 +16,7 @@ from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table, Value, set_heading
 from advflyp.training.folder import RECIPE_FILE
 from advflyp.training.runlog import duration
-from advflyp.wording import counted, plural
+from advflyp.wording import counted
 
 LOSS_NAMES = {"margin": "margin between the likeliest wrong class and the right one"}
 SHOWN_SETTINGS = ("resize", "interpolation", "perturbation", "upsampling")
@@ -38,11 +38,11 @@ def headline(
     if pair:
         for condition in reversed(shown):
             one, two = (results.mean(model, condition) for model in pair)
-            if one and two and parts:
-                parts.append(f"{_where(condition)}, {two.number} % against {one.number} %")
-            elif one and two:
+            if one and two:
                 parts.append(
-                    f"{_where(condition)}, {pair[1]} classifies {two.number} % of images correctly, "
+                    f"{_where(condition)}, {two.number} % against {one.number} %"
+                    if parts
+                    else f"{_where(condition)}, {pair[1]} classifies {two.number} % of images correctly, "
                     f"{pair[0]} {one.number} %"
                 )
         return _sentence("; ".join(parts)) if parts else nothing
@@ -105,8 +105,7 @@ def images(results: Results, sets: Sequence[str]) -> str:
     """How many images of these sets were evaluated: "60 images each", "88 to 1,000 images each"."""
     counts = {count for name in sets for count in results.counts(name)}
     ends = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
-    word = "image" if ends == "1" else plural("image")
-    return f"{ends} {word} each" if len(sets) > 1 else f"{ends} {word}"
+    return f"{ends} image{'' if ends == '1' else 's'}" + (" each" if len(sets) > 1 else "")
 
 
 def meaning(results: Results) -> dict[str, Any]:
@@ -134,7 +133,11 @@ def meaning(results: Results) -> dict[str, Any]:
 def made(results: Results, runs: Mapping[str, Path]) -> dict[str, Any]:
     """Checkpoints, versions, seeds and recipes, for the section that lists them."""
     rows: list[list[Value]] = [
-        [model, "\n".join(results.hashes[model]) or None, duration(results.seconds[model])]
+        [
+            model,
+            "\n".join(results.hashes[model]) or None,
+            duration(sum(cell.seconds for (one, _, _), cell in results.every if one == model)),
+        ]
         for model in results.models
     ]
     columns = ["model", "sha256 of the weights", "time to evaluate"]

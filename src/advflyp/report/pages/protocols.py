@@ -7,7 +7,7 @@ from advflyp.data.sets.catalogue import TABLE, set_names
 from advflyp.data.sets.classnames import OURS
 from advflyp.data.sets.prompts import fill
 from advflyp.evaluation.pixels import Pixels
-from advflyp.evaluation.protocols import OTHERS, PROTOCOLS, Protocol
+from advflyp.evaluation.protocols import PROTOCOLS, Protocol
 from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.tables import Table
 from advflyp.report.pages.prose import setting
@@ -92,8 +92,8 @@ def example(protocol: Protocol, name: str) -> str:
     if name not in TABLE:
         return "the dataset's own"
     rule = protocol.rules.get(name, OURS[name])
-    templates = protocol.templates.get(name, protocol.templates.get(OTHERS, (TABLE[name].prompt,)))
-    return fill(templates[0], rule(EXAMPLES[name]))
+    template, *_ = protocol.templates_of(name) or (TABLE[name].prompt,)
+    return fill(template, rule(EXAMPLES[name]))
 
 
 def _arguments(protocol: Protocol) -> dict[str, str]:

@@ -79,7 +79,7 @@ def write_report(
     """
     runs = dict(runs or {})
     results = Results(cells, seeds=seeds, stores=stores)
-    if not results.cells and not retrieval and not answers:
+    if not results.runs and not retrieval and not answers:
         raise ValueError("there are no results to report")
     check_models(results, *(pair or ()))
     html, text, tables = _contents(title, results, pair, runs, examples, eps, retrieval, answers, answered)
@@ -104,7 +104,7 @@ def _contents(
     radii += [recipe.get("attack", {}).get("eps") for recipe in recipes.values()]
     shown = [c for c in (results.clean, _headline_attack(results, radii)) if c]
     look = Look.of(models, dict(zip(pair, ("before", "after"), strict=True)) if pair else {})
-    if results.cells:
+    if results.runs:
         headline = prose.headline(results, models, pair, shown)
     else:
         headline = _headline_of_others(retrieval, answers)
@@ -238,7 +238,7 @@ def _accuracy(
     runs: Mapping[str, Path],
 ) -> dict[str, Any]:
     """The sections on accuracies; all empty if none were measured."""
-    if not results.cells:
+    if not results.runs:
         names = ("tradeoffs", "set_by_set", "against_eps", "examples", "meaning", "made", "tiles", "scope")
         return dict.fromkeys(names, "")
     is_many = len(models) > 2 and len(shown) == 2

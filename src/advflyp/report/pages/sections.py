@@ -218,7 +218,7 @@ def before_after(found: Sequence[Example], names: tuple[str, str]) -> View | Non
     return {
         "examples": found,
         "names": names,
-        "attack": Condition(first.attack, first.norm, first.eps).title,
+        "attack": Condition.of(first).title,
         "right": [
             sum(getattr(one, side).is_right(one.label) for one in found) for side in ("before", "after")
         ],
