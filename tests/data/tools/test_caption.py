@@ -500,9 +500,9 @@ def test_folders_that_are_no_captioning_model(
     text = tmp_path / "text"
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20)
     config.save_pretrained(text)
-    mute, bare, gap, t5, broken, kernel = (
+    mute, bare, gap, t5, broken, kernel, strange, odd, zero = (
         Path(shutil.copytree(model, tmp_path / name))
-        for name in ("mute", "bare", "gap", "t5", "broken", "kernel")
+        for name in ("mute", "bare", "gap", "t5", "broken", "kernel", "strange", "odd", "zero")
     )
     weights = load_file(gap / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "visual.blocks.1." not in name}
@@ -510,6 +510,10 @@ def test_folders_that_are_no_captioning_model(
     settings = json.loads((t5 / "config.json").read_text())
     (t5 / "config.json").write_text(json.dumps(settings | {"is_encoder_decoder": True}))
     (kernel / "config.json").write_text(json.dumps(settings | {"attn_implementation": "evil/kernel"}))
+    (strange / "config.json").write_text(json.dumps(settings | {"text_config": 3}))
+    (odd / "preprocessor_config.json").write_text("[]")
+    processor = json.loads((zero / "preprocessor_config.json").read_text())
+    (zero / "preprocessor_config.json").write_text(json.dumps(processor | {"patch_size": 0}))
     (mute / "chat_template.json").unlink()
     (broken / "chat_template.json").write_text(json.dumps({"chat_template": "{% if %}"}))
     (bare / "model.safetensors").write_bytes(b"cut off")
@@ -520,6 +524,9 @@ def test_folders_that_are_no_captioning_model(
         (broken, "the chat template of .* cannot be used"),
         (kernel, "it asks for the attention implementation evil/kernel, which may be code"),
         (bare, "cannot caption with "),
+        (strange, "cannot caption with "),
+        (odd, "cannot caption with "),
+        (zero, "cannot caption with .*zero: "),
         (
             gap,
             f"{len(weights) - len(kept)} of its weights are missing, such as .*visual.blocks.1.*; fetch it",
