@@ -539,11 +539,21 @@ def test_a_file_in_the_way_of_a_folder_shows_before_anything_is_measured(tmp_pat
         retrieval("no-such-model", tmp_path, out=tmp_path / "r.jsonl")
 
 
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("eurosat", "eurosat is not on this machine"),
+        ("dtd", r"dtd is incomplete, .*test1\.txt is missing"),
+        ("mini/photos", "mini/photos is not on this machine"),
+    ],
+)
 def test_a_missing_set_is_said_before_another_is_measured(
-    tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, reason: str, tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ADVFLYP_DATA", str(tmp_path / "nothing here"))
+    monkeypatch.setenv("ADVFLYP_DATA", str(tmp_path / "sets"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing here"))
+    (tmp_path / "sets" / "dtd").mkdir(parents=True)
     out = tmp_path / "results.jsonl"
-    with pytest.raises(ValueError, match="eurosat is not on this machine"):
-        evaluate(tiny, ["mini/food", "eurosat"], "clean", limit=4, out=out)
+    with pytest.raises(ValueError, match=reason):
+        evaluate(tiny, ["mini/food", name], "clean", limit=4, out=out)
     assert not out.exists()

@@ -11,7 +11,7 @@ from advflyp.data.sets.catalogue import TABLE, canonical, parts
 from advflyp.data.sets.labelled import set_names
 from advflyp.data.sets.prompts import describe
 from advflyp.evaluation.attacks import conditions, recorded_arguments
-from advflyp.evaluation.protocols import OTHERS, Protocol
+from advflyp.evaluation.protocols import Protocol
 from advflyp.evaluation.results import Cell
 from advflyp.model.clip import CLIP
 
@@ -75,14 +75,12 @@ class Expected:
 
     def _prompt(self) -> str | None:
         """The expected prompt; None if only the dataset's files tell."""
-        protocol, base = self.protocol, self.set.partition("@")[0]
-        if protocol.own_templates:
-            return describe(protocol.own_templates)
+        base = self.set.partition("@")[0]
+        if chosen := self.protocol.templates_of(base):
+            return describe(chosen)
         if base not in TABLE:
             return describe(_embedded()[base]["templates"])
-        if protocol.source == "webdataset":
-            return None
-        return describe(protocol.templates.get(base, protocol.templates.get(OTHERS, (TABLE[base].prompt,))))
+        return None if self.protocol.source == "webdataset" else TABLE[base].prompt
 
 
 def place_of(cell: Cell) -> tuple[str, str, str | None, float]:

@@ -150,11 +150,8 @@ class Protocol:
         changes: dict[str, Any] = {}
         if base in self.rules and labelled.own_names is not None:
             changes["classes"] = [self.rules[base](name) for name in labelled.own_names]
-        templates = self.templates.get(base, self.templates.get(OTHERS)) if base in TABLE else None
-        if templates is not None and self.source == "any":
+        if templates := self.templates_of(base):
             changes["templates"] = list(templates)
-        if self.own_templates:
-            changes["templates"] = list(self.own_templates)
         if self.own_names:
             if len(self.own_names) != len(labelled.classes):
                 raise ValueError(
@@ -164,6 +161,12 @@ class Protocol:
             check_distinct(self.own_names, labelled.name)
             changes["classes"] = list(self.own_names)
         return replace(labelled, **changes) if changes else labelled
+
+    def templates_of(self, base: str) -> tuple[str, ...]:
+        """The prompts of a dataset, without its split; empty if they are its own."""
+        if self.own_templates or self.source == "webdataset" or base not in TABLE:
+            return self.own_templates
+        return self.templates.get(base, self.templates.get(OTHERS, ()))
 
     @property
     def names_classes(self) -> bool:

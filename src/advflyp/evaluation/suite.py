@@ -18,7 +18,7 @@ from advflyp.attack.elsewhere import Transfer
 from advflyp.attack.threat import Threat
 from advflyp.config import at_least
 from advflyp.data.lineage import was_trained_on
-from advflyp.data.sets.catalogue import canonical, locate
+from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.labelled import LabelledSet, is_own, load_set, set_names
 from advflyp.distributed import Ranks
 from advflyp.dtypes import whole
@@ -179,10 +179,8 @@ class _Suite:
             }
             images_at_a_time: int | None = None
             stored = partial(self._stored, model, same, wanted, known)
-            for dataset in datasets:  # a missing one fails before any is measured
-                if not isinstance(dataset, str) or canonical(dataset) is None:
-                    continue
-                if not locate(dataset, self.protocol.source) and stored(dataset) is None:
+            for dataset in datasets:  # a missing or damaged one fails before any is measured
+                if isinstance(dataset, str) and stored(dataset) is None:
                     _load(dataset, self.protocol)
             # Batches shrink as images leave an attack.
             graphs = replayed(model) if self.graphs else nullcontext()
