@@ -1,5 +1,6 @@
 """Captions as they come."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,10 @@ def test_endless_words() -> None:
         with pytest.raises(SkippedSample, match="caption with an overlong word"):
             Sample("k", None, caption.encode()).captions()
     assert Sample("k", None, ("ab " * 2000,)).captions()
+    began = time.process_time()
+    for _ in range(20):
+        assert Sample("k", None, (("a" * 500 + " ") * 39,)).captions()
+    assert time.process_time() - began < 1, "looking for them takes no such time"
 
 
 @pytest.mark.parametrize(

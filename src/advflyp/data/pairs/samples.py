@@ -18,7 +18,8 @@ from advflyp.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular, reading
 
 # Fewer samples than this say nothing about the data, except at the end of an epoch.
 ENOUGH = 500
-_LONG_WORD = re.compile(rf"[^\W\d_]{{{MAX_WORD + 1}}}")
+# From the beginning of a word only: from each of its letters, words that are just short enough take quadratic time.
+_LONG_WORD = re.compile(rf"(?<![^\W\d_])[^\W\d_]{{{MAX_WORD + 1}}}")
 
 
 @dataclass(frozen=True, slots=True)
