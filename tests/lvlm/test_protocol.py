@@ -230,6 +230,6 @@ def test_names() -> None:
     assert find_protocol("pgd3").attack == PGD(loss="margin", steps=3)
     assert find_protocol("encoder-patches5").attack == EncoderPGD(tokens="patches", steps=5)
     assert find_protocol("apgd7").rounds["vqa"] == (Round(0),)
-    for name in ("square", "apgd", "apgd0", "apgd1x", "pgd10x5", "nothing"):
+    for name in ("square", "apgd", "apgd0", "apgd1x", "pgd10x5", "encoder10x5", "pgd-patches5", "nothing"):
         with pytest.raises(ValueError, match="no attack"):
             find_protocol(name)

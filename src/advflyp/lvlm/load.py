@@ -108,10 +108,7 @@ def with_tower(model: LVLM, clip: CLIP) -> LVLM:
         net.config.image_grid_pinpoints = [
             [round(side * scale) for side in pair] for pair in net.config.image_grid_pinpoints
         ]
-    replacement = type(net.model.vision_tower)(found)
-    inner = getattr(replacement, "vision_model", replacement)
-    inner.load_state_dict(tower.state_dict(), strict=True)
-    net.model.vision_tower = replacement.to(next(net.parameters()).dtype)
+    net.model.vision_tower = tower.to(next(net.parameters()).dtype)
     net.config.vision_config = found
     return LVLM(
         net,
@@ -142,8 +139,6 @@ def _folder(name: str) -> Path:
             f"there is no model folder {name}; name one, a model of the hub as OWNER/NAME, or {MINI}"
         )
     repository = open_repository(name)
-    if HF_CONFIG_FILE not in repository.files:
-        raise ValueError(f"{name} holds no {HF_CONFIG_FILE}: it is not a transformers model")
     small = [file for file in repository.files if file.endswith(SMALL_FILES)]
     folder = repository.fetch(small)
     _check_config(folder, name)
@@ -155,7 +150,7 @@ def _check_config(folder: Path, name: str) -> None:
     """ValueError unless the folder holds a LLaVA that can be loaded; checked before anything large is read."""
     path = folder / HF_CONFIG_FILE
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {HF_CONFIG_FILE}: it is not a transformers model")
+        raise ValueError(f"{name} holds no {HF_CONFIG_FILE}: it is not a transformers model")
     config = read_json_object(path)
     kind = config.get("model_type")
     if kind == "qwen2_5_vl":

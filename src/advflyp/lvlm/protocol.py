@@ -1,9 +1,10 @@
 """Protocols: which attacks are run on a sample, and when they stop. The worst answer counts."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from advflyp.attack.apgd import APGD
 from advflyp.attack.base import SingleAttack
 from advflyp.attack.elsewhere import Surrogate
 from advflyp.attack.encoder import EncoderPGD
-from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import PGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
@@ -96,6 +96,14 @@ ROBUSTVLM = LVLMProtocol(
 # The search does not use the language model.
 ENCODER = LVLMProtocol(name="encoder", attack=PGD(loss="ce", steps=100), rounds=_ONCE, of_tower=True)
 PROTOCOLS = {one.name: one for one in (ROBUSTVLM, ENCODER)}
+# What comes before the number of steps in the name of a single attack.
+ATTACKS: Mapping[str, Callable[..., SingleAttack]] = {
+    "apgd": partial(APGD, loss="dlr"),
+    "pgd": partial(PGD, loss="margin"),
+    "encoder": EncoderPGD,
+    "encoder-patches": partial(EncoderPGD, tokens="patches"),
+    "encoder-both": partial(EncoderPGD, tokens="both"),
+}
 
 
 def find_protocol(name: str) -> LVLMProtocol:
@@ -106,22 +114,11 @@ def find_protocol(name: str) -> LVLMProtocol:
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    kind, _, steps = name.partition("apgd")
-    if not kind and steps.isdecimal() and 0 < int(steps) < 10**6:
-        attack: SingleAttack = APGD(loss="dlr", steps=int(steps))
-    else:
-        try:
-            read = read_attack_name(name)
-        except ValueError:
-            read = dict[str, Any](kind="unknown")
-        if read["kind"] == "pgd" and read["restarts"] == 1:
-            attack = PGD(loss="margin", steps=read["steps"])
-        elif read["kind"] == "encoder":
-            attack = EncoderPGD(tokens=read["tokens"], steps=read["steps"])
-        else:
-            known = [*PROTOCOLS, "apgd100", "pgd100", "encoder-patches100"]
-            raise ValueError(f"there is no attack '{name}' on answers{suggest(name, known)}")
-    return LVLMProtocol(name=name, attack=attack, rounds=_ONCE)
+    found = re.fullmatch(r"([a-z-]+?)-?([1-9]\d{0,5})", name.lower())
+    if found is None or found[1] not in ATTACKS:
+        known = [*PROTOCOLS, "apgd100", "pgd100", "encoder-patches100"]
+        raise ValueError(f"there is no attack '{name}' on answers{suggest(name, known)}")
+    return LVLMProtocol(name=name, attack=ATTACKS[found[1]](steps=int(found[2])), rounds=_ONCE)
 
 
 def captions_of(task: Task) -> list[str]:
