@@ -18,6 +18,7 @@ from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from advflyp.attack.victim import for_use
 from advflyp.config import nearest
 from advflyp.model.layers import ORIGINALS
 from advflyp.model.repository import HF_CONFIG_FILE, open_repository
@@ -197,13 +198,7 @@ def config_of(net: Any, tokenizer: Any) -> dict[str, Any] | None:
 
 def is_built_by(net: nn.Module, model_cfg: Mapping[str, Any]) -> bool:
     """Whether a module has the layers, settings and shapes that a "model_cfg" describes."""
-    built = meta_net(model_cfg)
-    pairs = list(zip(net.named_modules(), built.named_modules(), strict=False))
-    return (
-        len([*net.modules()]) == len([*built.modules()])
-        and all(ours == theirs and _settings(a) == _settings(b) for (ours, a), (theirs, b) in pairs)
-        and _shapes(net) == _shapes(built)
-    )
+    return _description(net) == _description(meta_net(model_cfg))
 
 
 @torch.no_grad()
@@ -223,13 +218,9 @@ def embeds_as(net: Any, model_cfg: Mapping[str, Any]) -> bool:
     tokens[1, length // 2 + 1 :] = 0
     size: Any = to_2tuple(net.visual.image_size)
     images = torch.randn((1, 3, *size), generator=noise)
-    other = _of_the_same_weights(net, model_cfg)
-    modes = [(module, module.training) for module in net.modules()]
-    try:
-        found = [_embeddings(one.eval(), images, tokens) for one in (net, other)]
-    finally:
-        for module, training in modes:
-            module.training = training
+    other = _of_the_same_weights(net, model_cfg).eval()
+    with for_use(net):
+        found = [_embeddings(one, images, tokens) for one in (net, other)]
     return torch.allclose(*found, rtol=0, atol=TOLERANCE, equal_nan=True)
 
 
@@ -259,14 +250,7 @@ def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:
     """
     return {
         name: {"class": _kind(module).__qualname__}
-        | {
-            key: value
-            for key, value in vars(module).items()
-            if isinstance(value, int | float | str | tuple)
-            and value
-            and key[0] != "_"
-            and key not in NO_SETTINGS
-        }
+        | {key: value for key, value in _settings(module).items() if value and key not in NO_SETTINGS}
         # open_clip's other text towers, which are seldom causal, keep the hash that they had.
         | ({"attn_mask": "none"} if isinstance(module, open_clip.CLIP) and module.attn_mask is None else {})
         for name, module in net.named_modules()
@@ -274,23 +258,27 @@ def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
+def _description(net: nn.Module) -> Any:
+    """The layers and settings of a module, and the shapes of its tensors, also of those that are not saved: masks."""
+    tensors = (*net.named_parameters(), *net.named_buffers())
+    layers = {
+        name: (_kind(module), {key: one for key, one in _settings(module).items() if key not in NOT_BUILT})
+        for name, module in net.named_modules()
+    }
+    return layers, {name: tensor.shape for name, tensor in tensors}
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
-    found = {
+    return {
         key: value
         for key, value in vars(module).items()
-        if isinstance(value, int | float | str | tuple) and key[0] != "_" and key not in NOT_BUILT
+        if isinstance(value, int | float | str | tuple) and key[0] != "_"
     }
-    return {**found, "kind": _kind(module)}
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
     """Its class as open_clip built it."""
     return ORIGINALS.get(type(module), type(module))
-
-
-def _shapes(net: nn.Module) -> dict[str, torch.Size]:
-    """The shapes of parameters and buffers, those that are not saved included, such as masks."""
-    return {key: value.shape for key, value in (*net.named_parameters(), *net.named_buffers())}
 
 
 def similar_architectures(state: Mapping[str, Tensor]) -> list[str]:

@@ -27,9 +27,6 @@ MISTAKEN = {
 }
 # Limits on what a zip file unpacks to: weights hardly compress, whereas zeros shrink to a thousandth.
 MOST_UNPACKED, SPARE_BYTES = 10, 64 << 20
-PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
-
-
 # torch lets a pickle call these, as "module name" in its opcodes: `bytearray(10**12)` takes ten bytes.
 BYTEARRAYS, ENCODE = {"builtins bytearray", "__builtin__ bytearray"}, "_codecs encode"
 DAMAGED = "{} is damaged or no checkpoint ({}); download or copy it again"
@@ -119,7 +116,8 @@ def check_floating(stored: Mapping[str, Any], own: Mapping[str, Tensor], file: o
 
 
 def _is_pickle(head: bytes) -> bool:
-    return head[:1] == b"\x80" and head[1:2] in {bytes([protocol]) for protocol in PICKLE_PROTOCOLS}
+    # The second byte is the protocol.
+    return head[:1] == b"\x80" and b"\x02" <= head[1:2] <= b"\x05"
 
 
 def _check_pickles(path: Path) -> None:
