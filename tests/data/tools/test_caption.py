@@ -585,9 +585,14 @@ def test_a_model_of_the_hub_is_checked_as_a_folder_is(
         "consolidated.safetensors": b"and again",
     }
     hub.repos["user/slow"] = files | {"tokenizer.json": json.dumps(tokenizer).encode()}
+    hub.repos["user/text"] = files | {"config.json": b'{"model_type": "gpt2"}'}
     use_hub(monkeypatch, hub.url, tmp_path / "cache")
     with pytest.raises(ValueError, match="cannot caption with user/slow: .*normalizer"):
         run(model="user/slow")
+    with pytest.raises(
+        ValueError, match="cannot caption with user/text: a gpt2 model does not generate text"
+    ):
+        run(model="user/text")
     assert not (tmp_path / "out").exists()
     run("local")
     assert run(model="user/vlm").pairs == 11
@@ -597,7 +602,12 @@ def test_a_model_of_the_hub_is_checked_as_a_folder_is(
         for content in members(tmp_path / folder).values()
     ]
     assert texts[:3] == texts[3:]
-    assert not {"user/vlm/pytorch_model.bin", "user/vlm/consolidated.safetensors"} & set(hub.served)
+    needless = {
+        "user/vlm/pytorch_model.bin",
+        "user/vlm/consolidated.safetensors",
+        "user/text/model.safetensors",
+    }
+    assert "user/vlm/model.safetensors" in hub.served and not needless & set(hub.served)
 
 
 def test_out_belongs_to_one_run(tmp_path: Path, run: Callable[..., Captioned], images: str) -> None:

@@ -15,7 +15,7 @@ from advflyp.model.architectures import check_attention
 from advflyp.model.interop.chat import chat_prompt
 from advflyp.model.interop.hf import check_stored, greedy
 from advflyp.model.load import pick_device
-from advflyp.model.repository import open_repository
+from advflyp.model.repository import Repository, open_repository
 from advflyp.model.tokenizers import check_tokenizer, read_in_time
 from advflyp.wording import counted
 
@@ -49,9 +49,9 @@ class Captioner:
             raise ValueError(MISSING) from None
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.device, self.dtype = own_device(device), DTYPES[dtype]
-        folder = _folder(model)
+        place = _located(model)
         try:
-            self.processor, self.net = _loaded(transformers, folder, self.dtype)
+            self.processor, self.net = _loaded(transformers, place, self.dtype)
         except Exception as error:  # transformers may raise anything on untrusted files
             raise ValueError(f"cannot caption with {model}: {first_line(error)}") from error
         self.net.to(self.device).eval()
@@ -116,23 +116,21 @@ def own_device(name: str) -> torch.device:
     return device
 
 
-def _folder(model: str) -> Path:
-    """The model's folder, fetched if `model` is a name on the hub; ValueError if it can be neither."""
+def _located(model: str) -> Path | Repository:
+    """A folder, or a repository of the hub; ValueError if it can be neither."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ValueError(f"there is no model folder {model}; name one, or a model of the Hugging Face hub")
-    # Not by transformers, which would read the files before they are checked, and ask a silent hub again and again.
-    repository = open_repository(model)
-    weights = [file for file in repository.files if WEIGHTS.fullmatch(file)]
-    safe = [file for file in weights if file.endswith(".safetensors")]
-    small = [file for file in repository.files if file.endswith(SMALL_FILES)]
-    return repository.fetch([*small, *(safe or weights)])
+    return open_repository(model)
 
 
-def _loaded(transformers: Any, folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _loaded(transformers: Any, place: Path | Repository, dtype: torch.dtype) -> tuple[Any, Any]:
     """The processor and the net; ValueError if the model is of the wrong kind, or whatever transformers raises."""
+    # transformers itself would read the hub's files unchecked, and ask a silent hub again and again.
+    files = [] if isinstance(place, Path) else [file for file in place.files if file.endswith(SMALL_FILES)]
+    folder = place if isinstance(place, Path) else place.fetch(files)
     # Unless told not to, transformers asks on the terminal whether to run a stranger's code.
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -141,6 +139,10 @@ def _loaded(transformers: Any, folder: Path, dtype: torch.dtype) -> tuple[Any, A
     if getattr(config, "is_encoder_decoder", False):
         # Its answers do not begin with the prompt, which `Captioner` cuts off.
         raise ValueError("it is an encoder-decoder; name a decoder-only model")
+    if isinstance(place, Repository):
+        weights = [file for file in place.files if WEIGHTS.fullmatch(file)]
+        safe = [file for file in weights if file.endswith(".safetensors")]
+        folder = place.fetch([*files, *(safe or weights)])
     check_stored(transformers, config, folder)
     check_tokenizer(folder)
     processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
