@@ -195,34 +195,30 @@ class Runner:
         if self.threat is None:
             return found
         best = [0] * len(places)
-        for number, one in enumerate(self.protocol.rounds.get(self.task.metric, ())):
-            rows = self._rows(one, samples, found.scores)
-            if rows:
-                self._round(number, one, rows, places, images, found, best)
-        return found
-
-    def _rows(self, one: Round, samples: Sequence[Sample], scores: Tensor) -> list[int]:
-        """The rows of samples that are still attacked and have the reference of this round."""
         least = self.protocol.leaves.get(self.task.name, -1.0)
-        return [
-            row
-            for row, sample in enumerate(samples)
-            if scores[row] >= least
-            and not (isinstance(one.answer, int) and one.answer >= len(self._wanted(sample)))
-        ]
+        for number, one in enumerate(self.protocol.rounds.get(self.task.metric, ())):
+            targets = {
+                row: target
+                for row, sample in enumerate(samples)
+                if found.scores[row] >= least and (target := self._target(one, sample, best[row])) is not None
+            }
+            if targets:
+                self._round(number, one, targets, places, images, found, best)
+        return found
 
     def _round(
         self,
         number: int,
         one: Round,
-        rows: list[int],
+        targets: Mapping[int, str],
         places: Sequence[int],
         images: Tensor,
         found: Outcome,
         best: list[int],
     ) -> None:
-        """Run one attack on `rows`, and record in `found` the answers that are worse than the worst so far."""
+        """Run one attack on the rows with `targets`, and record in `found` the answers that are the worst so far."""
         assert self.threat is not None
+        rows = list(targets)
         there = torch.tensor(rows, device=images.device)
         samples = [self.task.samples[places[row]] for row in rows]
         index, seed = torch.tensor([places[row] for row in rows]), derive_seed(self.seed, number)
@@ -235,7 +231,7 @@ class Runner:
                     self.protocol.attack,
                     images[there],
                     [sample.prompt for sample in samples],
-                    [self._target(one, sample, best[row]) for row, sample in zip(rows, samples, strict=True)],
+                    list(targets.values()),
                     self.threat,
                     seed=seed,
                     index=index,
@@ -277,10 +273,12 @@ class Runner:
             return [text for text in sample.references if text.strip()][:REFERENCES]
         return [text for text in sample.frequent(len(sample.references)) if text.strip()][:REFERENCES]
 
-    def _target(self, one: Round, sample: Sample, best: int) -> str:
+    def _target(self, one: Round, sample: Sample, best: int) -> str | None:
+        """What the attack makes unlikely, or likely; None if the sample has too few references for this round."""
         if one.answer == "target":
             return one.target
-        return self._wanted(sample)[one.answer if isinstance(one.answer, int) else best]
+        number, wanted = best if one.answer == "best" else one.answer, self._wanted(sample)
+        return wanted[number] if number < len(wanted) else None
 
     def _answers(self, images: Tensor, samples: Sequence[Sample]) -> list[str]:
         prompts = [sample.prompt for sample in samples]

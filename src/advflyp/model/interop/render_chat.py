@@ -7,6 +7,7 @@ an error as JSON.
 
 import json
 import math
+import resource
 import sys
 import time
 from typing import Any
@@ -16,10 +17,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 def limit(seconds: int, memory: int) -> None:
     """End this process after so many more seconds of computing; on Linux also limit the memory it still gets."""
-    if sys.platform == "win32":
-        return
-    import resource
-
     # At the hard limit the process is killed, without a core dump.
     end = math.ceil(time.process_time()) + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (end, end))
