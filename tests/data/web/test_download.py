@@ -1,5 +1,6 @@
 """`advflyp data download`: rounds and state with img2dataset replaced; `-m network` installs and runs the real one."""
 
+import errno
 import io
 import json
 import math
@@ -29,7 +30,7 @@ from advflyp.data.web.download import Options, parse_extra
 from advflyp.data.web.isolation import Img2dataset, find_img2dataset, interpreter
 from advflyp.data.web.rounds import reason, round_rows
 from advflyp.data.web.url_list import open_urls
-from advflyp.files import file_sha256, lock, move
+from advflyp.files import file_sha256, lock, move, write_text
 from webserver import Server, jpeg
 
 
@@ -478,6 +479,30 @@ def test_another_list_or_other_settings(fake: Fake, tmp_path: Path) -> None:
         download(urls, out=tmp_path / "shards")
 
 
+def test_rows_that_fail_on_a_full_disk_are_tried_again(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls, out = write_list(tmp_path / "urls.parquet", mixed(60, 10)), tmp_path / "shards"
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "space":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_text(path, text)
+
+    for lose, status in (({1}, 0), ({1}, -15), (set(), -15)):
+        fake.lose, fake.status = lose, status
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+            patched.setattr(rounds, "write_text", full)
+            download(urls, out=out, shard_size=20)
+        state = rounds.State.load(out / ".download")
+        assert state is not None and (state.rows, state.failures) == (0, {})
+    fake.status = 0
+    manifest = download(urls, out=out, shard_size=20)
+    assert (manifest.pairs, manifest.failures) == (60, {})
+    assert [entry["url"] for entry in samples(out)] == mixed(60, 10)
+    assert not (out / ".download" / "space").exists()
+
+
 def test_further_arguments(fake: Fake, tmp_path: Path) -> None:
     assert parse_extra(["a=1", "b=x=y", "c=[1]", "--min-image-size=True"]) == {
         "a": 1, "b": "x=y", "c": [1], "min_image_size": True,
@@ -615,6 +640,30 @@ def test_private_addresses_in_real_workers(installed: str, server: Server, tmp_p
     manifest = download(urls, out=tmp_path / "shards", timeout=2, threads=4, img2dataset=installed)
     assert (manifest.pairs, manifest.failures) == (0, {"private address": len(hosts)})
     assert not server.asked
+
+
+FULL = """
+import resource, sys
+from advflyp.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.network
+def test_a_shard_that_cannot_be_written(installed: str, server: Server, tmp_path: Path) -> None:
+    urls = write_list(tmp_path / "urls.parquet", [server.url(f"large/{number}") for number in range(200)])
+    out = tmp_path / "shards"
+    command = ["data", "download", str(urls), "--out", str(out), "--allow-private", "--shard-size", "200"]
+    command += ["--threads", "4", "--img2dataset", installed]
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", FULL, *command], capture_output=True, text=True)
+    assert done.returncode == 2 and "File too large" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert time.monotonic() - begun < 600, "not the time after which a silent img2dataset is given up"
+    assert not list(out.glob("*.tar"))
+    assert main(command) == 0
+    manifest = read_manifest(out)
+    assert manifest is not None and (manifest.pairs, manifest.failures) == (200, {})
 
 
 CALL = """

@@ -1,6 +1,10 @@
 """The guard of img2dataset's processes, in this one: `urllib.request.urlopen` against a server on this machine."""
 
+import signal
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -166,6 +170,22 @@ def test_dripping_headers() -> None:
         assert time.monotonic() - begun < 30
 
 
+def test_certificates_are_loaded_once_for_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[ssl.SSLContext] = []
+    load = ssl.SSLContext.load_default_certs
+
+    def counted(context: ssl.SSLContext, *args: Any) -> None:
+        loaded.append(context)
+        load(context, *args)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", counted)
+    guard.install(guard.Limits(allow_private=True))
+    for _ in range(3):
+        assert "refused" in error("https://127.0.0.1:9/")
+    assert len(loaded) == 1
+    assert loaded[0].verify_mode == ssl.CERT_REQUIRED and loaded[0].check_hostname
+
+
 def test_answers_that_are_cut_off(server: Server) -> None:
     guard.install(guard.Limits(allow_private=True))
     assert "IncompleteRead" in error(server.url("cut/1"))
@@ -187,9 +207,46 @@ def test_a_proxy_may_be_private(server: Server, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_worker_puts_the_guard_up(server: Server) -> None:
     class Base:
+        def __init__(self, sample_writer_class: Any) -> None:
+            pass
+
         def __call__(self, row: str) -> str:
             return error(row)
 
-    worker = type("Worker", (guard.GuardedDownloader, Base), {})(guard.Limits())
+    worker = type("Worker", (guard.GuardedDownloader, Base), {})(guard.Limits(), sample_writer_class=None)
     assert get(server.url("good/1")) == jpeg(1)
     assert guard.PRIVATE in worker(server.url("good/1"))
+
+
+FULL = """
+import errno
+from advflyp.data.isolated import advflyp_guard as guard
+
+class Kind:
+    def __init__(self, shard):
+        print(shard, flush=True)
+
+    def write(self, *sample):
+        if sample == ("bad",):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        print(*sample, flush=True)
+
+    def close(self):
+        print("closed", flush=True)
+
+writer = guard.Writer(Kind, 7)
+writer.write("a", 1)
+writer.close()
+try:
+    writer.write("bad")
+finally:
+    print("went on", flush=True)
+"""
+
+
+def test_a_full_disk_ends_the_job() -> None:
+    """Its whole process group, before anything else is written."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "7\na 1\nclosed\n")

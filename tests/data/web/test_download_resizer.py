@@ -8,6 +8,7 @@ from PIL import Image
 
 from advflyp.data.isolated import advflyp_resizer as resizer
 from advflyp.data.pairs.images import read_image
+from advflyp.data.web.rounds import reason
 
 
 def stored(kind: str, orientation: int, order: str = "<") -> bytes:
@@ -57,6 +58,34 @@ def test_avif_keeps_its_transparency(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resizer, "cv2", OpenCV(deep))
     with pytest.raises(ValueError, match=resizer.DEEP_ALPHA):
         resizer.prepared(data)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_transparent_grey_becomes_white(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    most = 2**bits - 1
+    values = rng.integers(0, min(most, 3) + 1, (12, 20)).astype(np.uint16 if bits == 16 else np.uint8)
+    colour, stream = int(values[0, 0]), io.BytesIO()
+    Image.fromarray(values.astype(bool) if bits == 1 else values).save(stream, "PNG", transparency=colour)
+    data = stream.getvalue()
+    # As OpenCV decodes it.
+    monkeypatch.setattr(resizer, "cv2", OpenCV(values * 255 if bits == 1 else values))
+    made = np.frombuffer(resizer.prepared(data), np.uint8).reshape(12, 20)
+    assert np.array_equal(made, np.asarray(read_image(data))[..., 0])
+    assert (made[values == colour] == 255).all()
+    assert resizer.transparent_grey(stored("PNG", 1)) is None
+
+
+def test_an_error_of_the_decoder_is_the_reason_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(OpenCV):
+        def imdecode(self, _: np.ndarray, how: int) -> np.ndarray:
+            raise RuntimeError("(-215:Assertion failed) !buf.empty() in function 'imdecode_'")
+
+    monkeypatch.setattr(resizer, "cv2", Failing(np.zeros(1)))
+    resize = resizer.UprightResizer()
+    resize.disable_all_reencoding = False  # pyright: ignore[reportAttributeAccessIssue]
+    *nothing, said = resize(io.BytesIO(b""))
+    assert nothing == [None] * 5 and reason(said) == "not an image"
 
 
 def test_damaged_metadata_are_none() -> None:

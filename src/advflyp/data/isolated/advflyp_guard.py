@@ -19,13 +19,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import os
+import signal
 import socket
+import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 PRIVATE = "private address"
@@ -217,15 +221,19 @@ class GuardedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     """http: and https: through the guard."""
 
     def __init__(self, limits: Limits) -> None:
-        urllib.request.HTTPSHandler.__init__(self)
-        self.limits = limits
+        # One for all connections: loading the certificates takes 20 ms. Set up as `http.client` does for each.
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        urllib.request.HTTPSHandler.__init__(self, context=context)
+        self.limits, self.context = limits, context
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_connection(http.client.HTTPConnection, self.limits, req.has_proxy()), req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         proxied = req.has_proxy() or bool(getattr(req, "_tunnel_host", None))
-        return self.do_open(_connection(http.client.HTTPSConnection, self.limits, proxied), req)
+        kind = _connection(http.client.HTTPSConnection, self.limits, proxied)
+        return self.do_open(kind, req, context=self.context)
 
 
 class GuardedProxyHandler(urllib.request.ProxyHandler):
@@ -271,13 +279,31 @@ def install(limits: Limits) -> None:
     urllib.request.install_opener(guarded_opener(limits))
 
 
+class Writer:
+    """img2dataset's writer of a shard, except that a failure to write ends the job and leaves the shard unfinished.
+
+    img2dataset itself would go on without the sample, or wait forever if its log cannot be written either.
+    """
+
+    def __init__(self, kind: Any, *args: Any) -> None:
+        self.writer = kind(*args)
+        self.close = self.writer.close
+
+    def write(self, *args: Any) -> None:
+        try:
+            self.writer.write(*args)
+        except OSError:
+            os.killpg(os.getpgid(0), signal.SIGTERM)
+            raise
+
+
 class GuardedDownloader(Downloader):  # pyright: ignore[reportGeneralTypeIssues]
     """img2dataset's worker. Every process that unpickles it imports this module and installs the guard first: a process
     or a cluster machine that does not have the module cannot download anything.
     """
 
-    def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, limits: Limits, *, sample_writer_class: Any, **kwargs: Any) -> None:
+        super().__init__(sample_writer_class=partial(Writer, sample_writer_class), **kwargs)
         self.limits = limits
 
     def __call__(self, row: Any) -> Any:

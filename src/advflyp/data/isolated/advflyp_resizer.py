@@ -1,7 +1,7 @@
 """img2dataset's resizer, given the same pixels as advflyp's own decoder: upright and 8-bit.
 
-It runs in the isolated environment. img2dataset decodes with OpenCV, ignores orientation, and turns 16-bit images
-white. Such images are passed to it as upright 8-bit PNGs; all others as they are.
+It runs in the isolated environment. img2dataset decodes with OpenCV, ignores orientation and the transparent colour of
+a grey PNG, and turns 16-bit images white. Such images are passed to it as upright 8-bit PNGs; all others as they are.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class UprightResizer(Resizer):  # pyright: ignore[reportGeneralTypeIssues]
             img_stream.seek(0)
             try:
                 img_stream = io.BytesIO(prepared(img_stream.read(), turn=blurring_bbox_list is None))
-            except ValueError as error:
+            except Exception as error:  # img2dataset would not count the row
                 return None, None, None, None, None, str(error)
         return super().__call__(img_stream, blurring_bbox_list)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def prepared(data: bytes, *, turn: bool = True) -> bytes:
     """The file itself if it is upright and 8-bit, else a PNG that is; ValueError if its pixels cannot be converted."""
-    orientation = exif_orientation(data) if turn else 1
-    if orientation == 1 and has_eight_bits(data):
+    orientation, colour = exif_orientation(data) if turn else 1, transparent_grey(data)
+    if orientation == 1 and colour is None and has_eight_bits(data):
         return data
     stored = np.frombuffer(data, np.uint8)
     pixels = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED)  # pyright: ignore
@@ -56,6 +56,8 @@ def prepared(data: bytes, *, turn: bool = True) -> bytes:
         if pixels.shape[2:] == (4,):
             raise ValueError(DEEP_ALPHA)
         pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # pyright: ignore
+    if colour is not None:
+        pixels[pixels == colour] = np.iinfo(pixels.dtype).max
     made = cv2.imencode(".png", turned(eight_bits(pixels), orientation), [cv2.IMWRITE_PNG_COMPRESSION, 1])  # pyright: ignore
     return made[1].tobytes()
 
@@ -65,6 +67,15 @@ def has_eight_bits(data: bytes) -> bool:
     if data.startswith(PNG):
         return len(data) > 24 and data[24] <= 8
     return data.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM"))
+
+
+def transparent_grey(data: bytes) -> int | None:
+    """The value of a grey PNG's decoded pixels that is transparent, if there is one."""
+    at, pixels = data.find(b"tRNS"), data.find(b"IDAT")
+    if not data.startswith(PNG) or not 25 < at < pixels or data[25] != 0:
+        return None
+    bits, value = data[24], int.from_bytes(data[at + 4 : at + 6], "big")
+    return value * 255 // (2**bits - 1) if bits < 8 else value
 
 
 def is_avif(data: bytes) -> bool:

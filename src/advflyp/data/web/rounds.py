@@ -22,6 +22,8 @@ from advflyp.wording import counted
 
 WORK = ".download"
 PRIVATE = "private address"
+# A disk with fewer bytes free is full.
+SPACE = 1 << 20
 # Servers word their errors freely; these are the ones worth telling apart.
 REASONS = (
     (r"private address", PRIVATE),
@@ -186,6 +188,8 @@ class Rounds:
                 return
             self._run()
             before, missing = missing, set(self._numbers()) - set(_statistics(self.images))
+            if missing:
+                self._check_disk()
             if missing and attempt == 0:
                 self.say(f"img2dataset lost {len(missing)} of {counted(len(before), 'shard')}; trying again")
 
@@ -212,10 +216,17 @@ class Rounds:
             running.stop()
             state.seconds += time.monotonic() - begun
         if status not in (None, 0):
+            self._check_disk()
             raise ValueError(
                 f"img2dataset ended with status {status} ({running.last_line()[:200]}), see {running.log}; the same "
                 "command continues"
             )
+
+    def _check_disk(self) -> None:
+        """`OSError` if the disk is full: what failed for that is tried again, not counted as lost."""
+        path = self.work / "space"
+        write_text(path, " " * SPACE)
+        path.unlink()
 
     def _watch(self, running: Running) -> int | None:
         """Wait for img2dataset; return its status, or None if it has been silent for so long that it must be stuck."""
