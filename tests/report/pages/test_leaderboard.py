@@ -51,6 +51,14 @@ def test_results_of_others(tmp_path: Path, results: Path) -> None:
     )
 
 
+def test_own_datasets_cannot_be_checked(tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "own").mkdir()
+    protocol = replace(SMALL, sets=("mini/food", str(tmp_path / "own")))
+    with pytest.raises(ValueError, match=r"cannot check results on \S+own, whose images"):
+        leaderboard([tiny_folder], protocol, tmp_path / "board", device="cpu")
+    assert not (tmp_path / "board").exists()
+
+
 def test_a_model_is_measured_and_resumed(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

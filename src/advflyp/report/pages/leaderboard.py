@@ -11,7 +11,7 @@ from advflyp.config import build, convert, read_toml
 from advflyp.data.sets.labelled import set_names
 from advflyp.evaluation.admission import Entrant, entrants, told_apart, zoo_weights
 from advflyp.evaluation.evaluator import SetProgress
-from advflyp.evaluation.expected import WEBDATASET
+from advflyp.evaluation.expected import WEBDATASET, is_known
 from advflyp.evaluation.protocols import Protocol, find_protocol
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
@@ -108,9 +108,15 @@ def leaderboard(
         The path of index.html.
 
     Raises:
-        ValueError: A name is unknown, weights cannot be had, or a file holds no results.
+        ValueError: A name is unknown, weights cannot be had, a file holds no results, or the protocol has a dataset of
+            the user's own.
     """
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    if unknown := [name for name in set_names(list(protocol.sets)) if not is_known(name)]:
+        raise ValueError(
+            f"a leaderboard cannot check results on {unknown[0]}, whose images and classes no table describes; compare "
+            "models on it with `advflyp eval` and `advflyp report`"
+        )
     out = Path(out)
     check_files(out, (PAGE, CSV, SUBMISSION))
     told = _read_facts(out / FACTS)
