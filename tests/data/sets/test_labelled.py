@@ -492,7 +492,7 @@ def test_the_table_names_readers_that_there_are() -> None:
 def test_the_share_that_is_held_out_is_rounded() -> None:
     whole = Files(Path(), [f"a/{n}.jpg" for n in range(5)], [0] * 5)
     test, rest = held_out(whole, 0.3), held_out(whole, 0.3, rest=True)
-    assert (len(test), len(rest)) == (2, 3) and {*test.paths, *rest.paths} == {*whole.paths}
+    assert (len(test), len(rest)) == (2, 3) and {*test.keys, *rest.keys} == {*whole.keys}
 
 
 def test_a_set_that_was_changed_is_not_what_its_name_loads() -> None:

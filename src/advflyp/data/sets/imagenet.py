@@ -106,9 +106,9 @@ def _listed(whole: Files, path: Path, wnids: list[str], *, rest: bool) -> Files:
     listed = {
         f"{wnid}/images/{name}" for wnid in wnids for name in entries.get(wnid, {}).get("eval_files", [])
     }
-    there = set(whole.paths)
+    there = set(whole.keys)
     if missing := sorted(listed - there):
         raise ValueError(f"{path} names {missing[0]}, which is not in {whole.folder}; fetch the set again")
     if not listed:
         raise ValueError(f"{path} names no image of TinyImageNet's classes")
-    return whole.part([place for place, path in enumerate(whole.paths) if (path in listed) != rest])
+    return whole.part([place for place, path in enumerate(whole.keys) if (path in listed) != rest])

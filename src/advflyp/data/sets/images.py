@@ -35,6 +35,7 @@ class Images:
 
     Attributes:
         labels: (n,) int64.
+        keys: Names of the images, unique and the same on every machine; None calls them by their position.
         upright: Whether the EXIF orientation of files is applied; else they are decoded as they are stored.
         border: Pixels to cut off on each side.
 
@@ -42,6 +43,7 @@ class Images:
     """
 
     labels: Tensor
+    keys: Sequence[str] | None = None
     upright: bool = True
     border: int = 0
 
@@ -70,8 +72,8 @@ class Images:
         return read_image(data, upright=self.upright, border=self.border, min_side=1)
 
     def key(self, index: int) -> str:
-        """What the image is called, by default its position: unique in the set, the same on every machine."""
-        return f"{index:05d}"
+        """What the image is called."""
+        return f"{index:05d}" if self.keys is None else self.keys[index]
 
 
 class NotAnItem(ValueError):
@@ -181,24 +183,23 @@ def _kind(value: Any) -> str:
 
 
 class Files(Images):
-    """Image files; `paths` are relative to `folder`, with "/", and are the keys."""
+    """Image files; their keys are paths relative to `folder`, with "/"."""
+
+    keys: Sequence[str]
 
     def __init__(
         self, folder: Path, paths: Sequence[str], labels: Sequence[int] | Tensor, border: int = 0
     ) -> None:
         super().__init__(labels)
         assert len(paths) == len(labels)
-        self.folder, self.paths, self.border = folder, paths, border
+        self.folder, self.keys, self.border = folder, paths, border
 
     def part(self, places: Sequence[int]) -> "Files":
         """The images at `places`; they keep their keys."""
-        return Files(self.folder, [self.paths[i] for i in places], self.labels[list(places)], self.border)
+        return Files(self.folder, [self.keys[i] for i in places], self.labels[list(places)], self.border)
 
     def encoded(self, index: int) -> bytes:
-        return read_image_file(self.folder / self.paths[index])
-
-    def key(self, index: int) -> str:
-        return self.paths[index]
+        return read_image_file(self.folder / self.keys[index])
 
 
 class Arrays(Images):
@@ -223,9 +224,6 @@ class Encoded(Images):
 
     def encoded(self, index: int) -> bytes:
         return self.files[index]
-
-    def key(self, index: int) -> str:
-        return self.keys[index]
 
 
 class Shards(Images):

@@ -84,7 +84,7 @@ def caltech256(folder: Path, split: str) -> Opened:
     folders = class_folders(folder)
     whole = class_files(folder, folders)
     # 056.dog holds a stray folder, greg/, which belongs to no class.
-    own = [index for index, path in enumerate(whole.paths) if path.count("/") == 1]
+    own = [index for index, path in enumerate(whole.keys) if path.count("/") == 1]
     return _seeded(whole.part(own), split), folders
 
 
@@ -135,7 +135,7 @@ def sun397(folder: Path, split: str) -> Opened:
     if split == "all":
         whole = class_files(folder, classes)
         # a/apartment_building/outdoor is a class below a/apartment_building, which is not one; but take no chances.
-        own = [i for i, path in enumerate(whole.paths) if path.rsplit("/", 1)[0] == classes[whole.labels[i]]]
+        own = [i for i, path in enumerate(whole.keys) if path.rsplit("/", 1)[0] == classes[whole.labels[i]]]
         return whole.part(own), names
     rows = {"test": "Testing_01.txt", "train": "Training_01.txt"}[split]
     paths = [line.lstrip("/") for line in read_lines(folder / rows)]
