@@ -51,9 +51,8 @@ def lettering(text: str, height: int, width: int) -> Tensor:
     image = Image.new("L", (width, height))
     draw = ImageDraw.Draw(image)
     draw.fontmode = "1"  # no anti-aliasing
-    place = (width // 2, height - 2)
     draw.text(
-        place,
+        (width // 2, height - 2),
         text,
         fill=WHITE,
         font=ImageFont.load_default(size),

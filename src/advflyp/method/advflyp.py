@@ -165,9 +165,15 @@ class AdvFLYP(Regularised):
         if self.config.soft_targets > 0:
             assert self.original is not None
             clean = batch.once("original_embeddings", lambda: self._embed_original(batch.images))
-            mixed = clean, self.original.logit_scale, self.config.soft_targets
             return soft_clip_loss(
-                image_embeddings, text_embeddings, scale, *mixed, ignore=ignore, ranks=self.ranks
+                image_embeddings,
+                text_embeddings,
+                scale,
+                clean,
+                self.original.logit_scale,
+                self.config.soft_targets,
+                ignore=ignore,
+                ranks=self.ranks,
             )
         return clip_loss(image_embeddings, text_embeddings, scale, ignore=ignore, ranks=self.ranks)
 

@@ -1,6 +1,7 @@
 """The interface between the training loop and a method."""
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -117,14 +118,12 @@ class FromEmbeddings(Method):
         elif clean is not None:
             adversarial = model.encode_image(images_adv)
             clean = clean if clean_gradients else clean.detach()
-        elif not clean_gradients:
-            adversarial = model.encode_image(images_adv)
-            with torch.no_grad():
-                clean = model.encode_image(images)
-        elif model.micro_batch is not None:
-            adversarial, clean = model.encode_image(images_adv), model.encode_image(images)
-        else:
+        elif clean_gradients and model.micro_batch is None:
             adversarial, clean = model.encode_image(torch.cat([images_adv, images])).chunk(2)
+        else:
+            adversarial = model.encode_image(images_adv)
+            with nullcontext() if clean_gradients else torch.no_grad():
+                clean = model.encode_image(images)
         if self.original is None:
             return adversarial, clean, None
         with torch.no_grad():

@@ -207,6 +207,9 @@ def _opened(
     unsharded, parameters = _prepare(recipe, model, method, ranks, device)
     recipe = _in_parts(recipe, method, parameters, share, ranks)
     total_steps = min(recipe.train.epochs * len(pairs), recipe.train.max_steps or sys.maxsize)
+    objective: nn.Module = Objective(method)
+    if recipe.train.parallel != "fsdp":  # which exchanges gradients itself
+        objective = distributed.replicated(objective, ranks, device)
     return TrainingRun(
         recipe=recipe,
         folder=folder,
@@ -220,7 +223,7 @@ def _opened(
         method=method,
         pairs=pairs,
         add_texts=open_texts(recipe, model, method, pairs, ranks),
-        objective=_open_objective(recipe, method, ranks, device),
+        objective=objective,
         parameters=parameters,
         optimizer=make_optimizer(parameters, recipe.optim),
         total_steps=total_steps,
@@ -246,14 +249,6 @@ def settle_precision(
     started = read_toml(folder.recipe).get("train", {}).get("precision", "auto")
     choice = choose_precision(started, device)
     return choice if started == "auto" else PrecisionChoice(choice.precision, "the run was started with it")
-
-
-def _open_objective(recipe: Recipe, method: Method, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The method's losses, wrapped in DDP unless FSDP exchanges the gradients itself."""
-    objective = Objective(method)
-    if recipe.train.parallel == "fsdp":
-        return objective
-    return distributed.replicated(objective, ranks, device)
 
 
 def _resolved(recipe: Recipe, precision: PrecisionChoice, objects: Objects) -> Recipe:

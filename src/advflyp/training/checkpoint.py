@@ -11,6 +11,7 @@ from typing import IO, Any
 import torch
 
 from advflyp.config import at_least
+from advflyp.errors import first_line
 from advflyp.files import draft_file, file_sha256, publish
 
 HEX = 16
@@ -112,8 +113,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign pickle may raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise Damaged(f"{path} cannot be read as a checkpoint: {reason[:200]}") from None
+        raise Damaged(f"{path} cannot be read as a checkpoint: {first_line(error)[:200]}") from None
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

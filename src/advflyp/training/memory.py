@@ -21,9 +21,8 @@ def apply_memory_options(model: CLIP, config: TrainConfig) -> None:
     """Set micro-batches, recomputation and compilation. ValueError if the tower has no blocks to recompute."""
     model.micro_batch = None if config.micro_batch == "auto" else config.micro_batch
     if config.activation_checkpointing:
-        blocks = model.net.visual
-        blocks.set_grad_checkpointing(True)
-        if not any(getattr(module, "grad_checkpointing", False) for module in blocks.modules()):
+        model.net.visual.set_grad_checkpointing(True)
+        if not any(getattr(module, "grad_checkpointing", False) for module in model.visual.modules()):
             raise ValueError(
                 f"train.activation_checkpointing: the image tower of {model.name} has no blocks to recompute; use "
                 "train.micro_batch"

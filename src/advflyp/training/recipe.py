@@ -184,8 +184,7 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     ValueError, naming the key, for an unreadable file, an unknown key, a wrong type or an impossible value.
     """
-    overrides = overrides or {}
-    tree = override(read_recipe_tree(path), overrides)
+    tree = override(read_recipe_tree(path), overrides or {})
     unknown(tree, [*TABLES, "method"])
     for name, table in tree.items():
         if not isinstance(table, dict):

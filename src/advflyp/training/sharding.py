@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 # A list of modules with a smaller fraction of the tower's weights than this does not hold its blocks.
 SHARE_OF_BLOCKS = 0.1
@@ -50,13 +51,7 @@ def unsharded(value: Tensor) -> Tensor:
 
 def whole(value: Any) -> Any:
     """Gather every sharded tensor of a state on the CPU; all ranks must call this together."""
-    if isinstance(value, DTensor):
-        return unsharded(value).cpu()
-    if isinstance(value, Mapping):
-        return {key: whole(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [whole(part) for part in value]
-    return value
+    return tree_map_only(DTensor, lambda tensor: tensor.full_tensor().cpu(), value)
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -68,21 +63,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     """Load an optimiser's state as gathered by `whole`, and shard it again; parameters are numbered group by group."""
     numbered: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     split = {
-        number: {
-            name: _split_as(value, numbered[number]) if _like(value, numbered[number]) else value
-            for name, value in slots.items()
-        }
+        number: {name: _split_as(value, numbered[number]) for name, value in slots.items()}
         for number, slots in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": split})
 
 
-def _like(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape
-
-
-def _split_as(value: Tensor, like: Any) -> Tensor:
-    if not isinstance(like, DTensor):
+def _split_as(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, sharded if `like` is; not a parameter's step counter, which has another shape."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from advflyp.devices import to_device
 from advflyp.method.base import FromEmbeddings, Method
 from advflyp.seeds import derive_seed
 from advflyp.training import sharding
-from advflyp.training.optim import learning_rate, set_learning_rate
+from advflyp.training.optim import learning_rate
 
 if TYPE_CHECKING:
     from advflyp.training.build import TrainingRun
@@ -128,11 +128,14 @@ def _move_weights(run: "TrainingRun") -> Tensor:
     norm = sharding.unsharded(torch.nn.utils.get_total_norm(gradients))
     if config.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(run.parameters, config.max_grad_norm, norm)
-    set_learning_rate(run.optimizer, learning_rate(config, run.state.step, run.total_steps))
+    rate = learning_rate(config, run.state.step, run.total_steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
     run.optimizer.step()
-    # SigLIP's logit scale, pretrained to 117, stays uncapped.
+    # τ⁻¹ is at most 100, as in CLIP's pretraining; SigLIP's, pretrained to 117, stays uncapped.
     if run.recipe.train.unfreeze == "all" and run.model.logit_bias is None:
-        cap_logit_scale(run.model.net)
+        with torch.no_grad():
+            run.model.net.logit_scale.clamp_(0, math.log(100))
     return norm
 
 
@@ -238,9 +241,3 @@ def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def cap_logit_scale(net: Any) -> None:
-    """Cap τ⁻¹ at 100, as in CLIP's pretraining."""
-    with torch.no_grad():
-        net.logit_scale.clamp_(0, math.log(100))
