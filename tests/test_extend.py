@@ -186,6 +186,7 @@ def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.Ca
     for arguments, message in (
         ([*train, "nothing:Here"], "'nothing:Here': there is no module nothing, neither installed nor in"),
         ([*train, "my_method:Anker"], "my_method.py has no Anker"),
+        ([*train, "itertools:Anchor"], "the module itertools has no Anchor"),
         ([*train, "my_set:colours"], "'my_set:colours' is not a subclass of advflyp.method.Method"),
         (
             [*train, "my_broken_things:Bare"],

@@ -32,5 +32,7 @@ def load_object(import_path: str) -> Any:
     finally:
         sys.path.remove(here)
     if not hasattr(found, attribute):
-        raise ValueError(f"'{import_path}': {found.__file__} has no {attribute}")
+        # Neither a built-in module nor a folder without __init__.py has a file.
+        where = getattr(found, "__file__", None) or f"the module {module}"
+        raise ValueError(f"'{import_path}': {where} has no {attribute}")
     return getattr(found, attribute)
