@@ -123,9 +123,9 @@ def test_a_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
 
 
 def test_unreadable_recipes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no recipe at"):
+    with pytest.raises(ValueError, match=r"cannot read .*x\.toml: No such file"):
         read_toml(tmp_path / "x.toml")
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(ValueError, match="cannot read .*: Is a directory"):
         read_toml(tmp_path)
     (tmp_path / "bad.toml").write_text("[a\n")
     with pytest.raises(ValueError, match="is not valid TOML"):

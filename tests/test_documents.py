@@ -127,7 +127,7 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match="it does not hold an object; make it anew"):
         read_json_object(tmp_path / "list.json", "; make it anew")
-    with pytest.raises(ValueError, match="/dev/zero is larger than 256 kB; name a recipe"):
+    with pytest.raises(ValueError, match="/dev/zero is larger than 256 kB; name another file"):
         read_toml("/dev/zero")
     monkeypatch.setattr(documents, "MAX_LIST_BYTES", 1 << 20)
     with pytest.raises(ValueError, match="/dev/zero is larger than 1 MB"):

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from advflyp.documents import parse_toml
-from advflyp.errors import SkippedSample
-from advflyp.limits import MAX_RECIPE_BYTES, read_bounded
+from advflyp.documents import parse_toml, read_bytes
+from advflyp.limits import MAX_RECIPE_BYTES
 
 T = TypeVar("T")
 
@@ -38,19 +37,7 @@ class Typed(str):
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The recipe at `path` as a nested dict; ValueError if it is missing, unreadable or not TOML."""
-    try:
-        with open(path, "rb") as file:
-            data = read_bounded(file, MAX_RECIPE_BYTES)
-    except FileNotFoundError:
-        raise ValueError(
-            f"there is no recipe at {path}; `advflyp recipes` lists those of the package"
-        ) from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder; name a recipe file such as {path}/advflyp_full.toml") from None
-    except SkippedSample as reason:
-        raise ValueError(f"{path} {reason}; name a recipe") from None
-    except OSError as error:
-        raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
+    data = read_bytes(path, MAX_RECIPE_BYTES)
     try:
         return parse_toml(data)
     except ValueError as error:
@@ -259,6 +246,14 @@ def at_least(least: int, config: Any, prefix: str, *names: str) -> None:
         if isinstance(value, int | float) and value < least:
             shown = name.replace("_", "-") if prefix == "--" else name
             raise ValueError(f"{prefix}{shown} must be at least {least}, not {value}")
+
+
+def above_zero(config: Any, prefix: str, *names: str) -> None:
+    """ValueError for a number among these fields that is not above 0; `prefix` as in `at_least`."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{prefix}{name} must be above 0, not {value:g}")
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:

@@ -180,7 +180,7 @@ class Group(Ranks):
         return found[0]
 
     def leave(self) -> None:
-        self.meetings.leave()
+        self.meetings.pulse.leave()
 
     def close(self) -> None:
         self.leave()

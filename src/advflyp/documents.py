@@ -123,20 +123,27 @@ def parse_toml(data: bytes | str) -> dict[str, Any]:
     return found
 
 
-def read_text(path: Path) -> str:
-    """Read a user's text file; ValueError if it cannot be read, is too large or is not Unicode."""
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """Read a user's file; ValueError if it cannot be read or is larger than `limit` bytes."""
     try:
         with open(path, "rb") as file:
-            return decode(read_bounded(file, MAX_LIST_BYTES))
+            return read_bounded(file, limit)
+    except SkippedSample as reason:
+        raise ValueError(f"{path} {reason}; name another file") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_text(path: Path) -> str:
+    """Read a user's text file; ValueError if it cannot be read, is too large or is not Unicode."""
+    data = read_bytes(path, MAX_LIST_BYTES)
+    try:
+        return decode(data)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(
             f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} in line {line}); save it as UTF-8"
         ) from None
-    except SkippedSample as reason:
-        raise ValueError(f"{path} {reason}") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
 
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"

@@ -42,12 +42,8 @@ class Meetings:
         self.store: Any = PrefixStore(f"advflyp/{name}", store)
         self.meetings = 0
         self.pulse = _Pulse()
-        # Also if the process ends without `leave`: a thread in the middle of an exchange would abort the process.
+        # Also if the ranks never leave: a thread in the middle of an exchange would abort the process as it ends.
         weakref.finalize(self, self.pulse.leave)
-
-    def leave(self) -> None:
-        """Stop exchanging signs of life with the other ranks."""
-        self.pulse.leave()
 
     def meet(self, *votes: bool) -> list[int]:
         """Wait until all ranks arrive; how many of them gave each vote. `LostRank` if one is gone.
