@@ -20,6 +20,7 @@ from advflyp.cli.progress import counter, print_manifest
 from advflyp.data.sets.catalogue import set_names
 from advflyp.terminal import say
 from advflyp.wording import counted
+from advflyp.written import check_files
 
 if TYPE_CHECKING:
     from advflyp.data.tools.overlap import Overlap
@@ -135,7 +136,6 @@ def check(
     from advflyp.data.tools.check import check
     from advflyp.report.console import as_rich
     from advflyp.report.pages.pairs_page import PAGE, check_page, skipped_table, write_page
-    from advflyp.written import check_files
 
     if out is not None:
         check_files(out, (PAGE,))
@@ -193,13 +193,17 @@ def overlap(
     from advflyp.data.tools.pack import check_new, write_shards
     from advflyp.model.load import load_model, pick_device
     from advflyp.report.pages.pairs_page import MATCHES, PAGE, overlap_page, write_page
-    from advflyp.written import check_files
 
     if out is not None:
         check_files(out, (PAGE, MATCHES))
     if drop is not None:
         check_new(drop)
-        _check_drop(drop, out, limit)
+        if out is not None and out.resolve().is_relative_to(drop.resolve()):
+            raise ValueError(
+                f"--drop makes the folder {drop}, and --out would fill it first; name another --out"
+            )
+        if limit is not None:
+            raise ValueError("--drop goes through all pairs; leave out --limit")
     place = pick_device(device)
     columns = Columns(image_column, caption_column)
     with counter("pair", "compared") as count:
@@ -222,13 +226,6 @@ def overlap(
         about = {"dropped_from": pairs, "near_duplicates_of": list(found.against)}
         samples = without(pairs, found.keys, size=size, columns=columns)
         print_manifest(write_shards(samples, drop, about=about), drop)
-
-
-def _check_drop(drop: OutFolder, out: OutFolder | None, limit: int | None) -> None:
-    if out is not None and out.resolve().is_relative_to(drop.resolve()):
-        raise ValueError(f"--drop makes the folder {drop}, and --out would fill it first; name another --out")
-    if limit is not None:
-        raise ValueError("--drop goes through all pairs; leave out --limit")
 
 
 def _describe_overlap(found: "Overlap") -> list[str]:

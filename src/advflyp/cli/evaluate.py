@@ -22,7 +22,7 @@ from advflyp.cli.arguments import (
     Seed,
 )
 from advflyp.cli.heavy import heavy_imports
-from advflyp.config import Typed, convert
+from advflyp.config import Typed, convert, number
 from advflyp.data.sets.catalogue import set_names
 from advflyp.terminal import say
 from advflyp.wording import are, counted
@@ -366,7 +366,6 @@ def batch_size_of(word: str) -> 'int | Literal["auto"]':
 def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]:
     """The radii as numbers; ValueError for an unknown attack, or a radius that no evaluation can use."""
     from advflyp.attack.names import read_attack_name
-    from advflyp.config import number
 
     for name in attacks:
         read_attack_name(name)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from advflyp.cli.arguments import Arg, OutFolder, check_model_path
-from advflyp.cli.evaluate import EvalBatchSize, ProtocolName
+from advflyp.cli.arguments import Arg, Device, OutFolder, check_model_path
+from advflyp.cli.evaluate import EvalBatchSize, ProtocolName, batch_size_of
 from advflyp.cli.heavy import heavy_imports
 from advflyp.config import check_there
 from advflyp.terminal import say
@@ -16,7 +16,7 @@ def leaderboard(
     protocol: Annotated[ProtocolName, Arg("NAME")] = "advflyp-2026",
     out: OutFolder = Path("leaderboard"),
     batch_size: EvalBatchSize = "auto",
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Evaluate models under one protocol, check submitted results, and write a page, a CSV and submission rules.
 
@@ -26,7 +26,6 @@ def leaderboard(
         protocol: Protocol to measure under; `advflyp protocols` lists them.
         out: Folder for index.html, leaderboard.csv, SUBMISSION.md and results/. The same command resumes.
         batch_size: As in `advflyp eval`.
-        device: auto, cpu, cuda, cuda:1 or mps.
     """
     for one in models:
         if one.endswith(".jsonl"):
@@ -34,7 +33,6 @@ def leaderboard(
         else:
             check_model_path(one)
     with heavy_imports():
-        from advflyp.cli.evaluate import batch_size_of
         from advflyp.console import rank0_console
         from advflyp.report.console import evaluation_progress
         from advflyp.report.pages.leaderboard import leaderboard

@@ -18,6 +18,7 @@ from advflyp.cli.arguments import parse
 from advflyp.cli.environment import env
 from advflyp.config import suggest
 from advflyp.errors import RunError, refusal
+from advflyp.recipes import describe_keys, known_keys
 from advflyp.terminal import nobody_reads, prepare_streams, say
 
 Command = Callable[..., None]
@@ -170,8 +171,6 @@ def _parse(command: Command, words: Sequence[str], prog: str) -> Command:
     """Bind a command to its arguments; for commands that train, --help and suggestions include recipe keys."""
     if prog not in WITH_KEYS:
         return parse(command, words, prog)
-    from advflyp.recipes import describe_keys, known_keys
-
     try:
         return parse(command, words, prog, [f"--{key}" for key in known_keys()])
     except SystemExit:  # tyro has printed the options

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from advflyp.cli.arguments import Arg, OutFolder
 from advflyp.cli.heavy import heavy_imports
+from advflyp.recipes import check_names, describe_keys, find_recipe, recipe_summaries, recipe_text
 from advflyp.terminal import say
 from advflyp.wording import counted
 
@@ -51,8 +52,6 @@ def train(
         resume: Continue from the last checkpoint in the run folder, or start from scratch if there is none.
         overrides: Recipe keys with their values.
     """
-    from advflyp.recipes import check_names, find_recipe
-
     path = find_recipe(recipe)
     check_names(path, overrides)
     with heavy_imports():
@@ -78,8 +77,6 @@ def validate(recipe: Recipe, /, *, overrides: Overrides = NO_OVERRIDES) -> None:
         recipe: As in `advflyp train`; recipe keys may follow.
         overrides: Recipe keys with their values.
     """
-    from advflyp.recipes import check_names, find_recipe
-
     path = find_recipe(recipe)
     check_names(path, overrides)
     with heavy_imports():
@@ -95,8 +92,6 @@ def recipes(name: Recipe | None = None, /, *, keys: bool = False) -> None:
         name: Print this recipe with the keys of its base filled in, ready to be changed.
         keys: Explain every recipe key, with its default.
     """
-    from advflyp.recipes import describe_keys, recipe_summaries, recipe_text
-
     if keys:
         say(*describe_keys())
     elif name is not None:
@@ -127,7 +122,8 @@ def reproduce(
             processes may share a folder.
         seeds: Number of training seeds for each method.
         steps: Steps of each training (default: 100 at mini scale, the recipes' epochs at paper scale).
-        only: Experiments to run: table1 … table14, figure3, figure5, cost, proxies (default: all but proxies).
+        only: Experiments to run: table1 … table14, figure3, figure5, later; at mini scale also cost, cost-other,
+            proxies; at paper scale also table14-imagenet (default: all but proxies).
         pairs: With --scale paper: the web pairs, for example "shards/{000..099}.tar".
         captioned: With --scale paper: ImageNet with captions, as pairs.
         precision: Precision of the remaining steps, for example to continue a study on a device where bf16 is slow

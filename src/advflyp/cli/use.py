@@ -7,6 +7,7 @@ from typing import Annotated
 
 from advflyp.cli.arguments import Arg, AtLeast0, Device, Model, Norm, OutFolder, Prompts, Seed
 from advflyp.cli.heavy import heavy_imports
+from advflyp.config import number
 from advflyp.terminal import say
 
 Labels = Annotated[tuple[str, ...], Arg("LABEL")]
@@ -80,7 +81,6 @@ def attack(
     # As attack.json gives it back, to be compared with a later request.
     asked = json_format.loads(json_format.dumps(asked, default=str))
     with heavy_imports():
-        from advflyp.config import number
         from advflyp.console import SafeConsole
         from advflyp.escape import for_rich
         from advflyp.use.attack_files import draft_of, write_files
