@@ -8,7 +8,6 @@ robust accuracy on the recipe's validation set after the last step, never on a t
 read, and interrupted ones are resumed. A mixture of 0 is AdvFLYP.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 import tyro
 
 from advflyp.training.loop import train
+from advflyp.training.runlog import read_metrics
 
 
 @dataclass(kw_only=True)
@@ -57,10 +57,10 @@ def score(arguments: Arguments, mixture: float, seed: int) -> tuple[float, float
 
 def last(folder: Path, steps: int) -> tuple[float, float] | None:
     """(clean, robust) after step `steps`, from the run's metrics; None if it has not got that far."""
-    metrics = folder / "metrics.jsonl"
-    lines = map(json.loads, metrics.read_text().splitlines()) if metrics.is_file() else []
     found = [
-        (one["clean"], one["robust"]) for one in lines if one["kind"] == "validate" and one["step"] == steps
+        (line["clean"], line["robust"])
+        for line in read_metrics(folder)
+        if line["kind"] == "validate" and line["step"] == steps
     ]
     return found[-1] if found else None
 

@@ -45,9 +45,13 @@ def test_each_training_once(
 
 def test_only_the_end_counts(tmp_path: Path) -> None:
     assert soft_targets.last(tmp_path, 40) is None
-    lines = [{"kind": "validate", "step": step, "clean": step / 100, "robust": 0.1} for step in (0, 40)]
-    lines.insert(1, {"kind": "train", "step": 40})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [
+        {"kind": "validate", "step": step, "time": 1.0, "clean": step / 100, "robust": 0.1}
+        for step in (0, 40)
+    ]
+    lines.insert(1, {"kind": "train", "step": 40, "time": 0.5})
+    written = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(f'{written}{{"kind": "val')  # killed as it wrote the next line
     assert soft_targets.last(tmp_path, 40) == (0.4, 0.1) and soft_targets.last(tmp_path, 20) is None
 
 
