@@ -80,7 +80,10 @@ def test_a_small_list_that_holds_gigabytes(tmp_path: Path) -> None:
 
 
 class Fake:
-    """img2dataset as it looks from outside: an address that begins with "good" works, others are their own error."""
+    """img2dataset as it looks from outside: an address that begins with "good" works, others are their own error.
+
+    An address that ends in "unwritten" counts as a success although its sample could not be written.
+    """
 
     jobs: list[dict[str, Any]]
     slices: list[int]
@@ -123,7 +126,7 @@ class Fake:
             for row, entry in enumerate(rows):
                 good = entry["url"].startswith("good")
                 status["success" if good else unquote(entry["url"])] += 1
-                if good:
+                if good and not entry["url"].endswith("unwritten"):
                     key = f"{number:05d}{row:04d}"
                     data = {
                         "jpg": jpeg(row),
@@ -291,6 +294,32 @@ def test_shards_that_img2dataset_loses(fake: Fake, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Fake, "wait", always)
     manifest = download(urls, out=tmp_path / "b", shard_size=10)
     assert (manifest.pairs, manifest.failures) == (40, {"lost with a failed worker": 10})
+
+
+def test_every_row_is_counted(fake: Fake, tmp_path: Path) -> None:
+    urls = write_list(tmp_path / "urls.parquet", ["good1", "good2-unwritten", "HTTP Error 404: no", "good3"])
+    manifest = download(urls, out=tmp_path / "shards")
+    assert (manifest.pairs, manifest.failures) == (2, {"HTTP 404": 1, "unknown": 1})
+
+
+@pytest.mark.parametrize("left", [None, 0, 1000, 40_960])
+def test_a_shard_that_a_crash_of_the_machine_left_cut_off_is_done_again(
+    fake: Fake, tmp_path: Path, left: int | None
+) -> None:
+    urls, out = write_list(tmp_path / "urls.parquet", mixed(60, 10)), tmp_path / "shards"
+    fake.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        download(urls, out=out, shard_size=20)
+    tar = out / ".download" / "round" / "images" / "00001.tar"
+    whole = tar.read_bytes()
+    assert len(whole) > 40_960
+    tar.unlink()
+    if left is not None:
+        tar.write_bytes(whole[:left])
+    fake.stop_after = None
+    manifest = download(urls, out=out, shard_size=20)
+    assert (manifest.pairs, manifest.failures) == (60, {})
+    assert [entry["url"] for entry in samples(out)] == mixed(60, 10)
 
 
 def test_img2dataset_fails(fake: Fake, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import shutil
 import time
@@ -22,6 +23,7 @@ from advflyp.wording import counted
 
 WORK = ".download"
 PRIVATE = "private address"
+TAR_END = bytes(1024)
 # A disk with fewer bytes free is full.
 SPACE = 1 << 20
 # Servers word their errors freely; these are the ones worth telling apart.
@@ -179,7 +181,7 @@ class Rounds:
         """
         found = _statistics(self.images)
         for path in self.images.glob("*_stats.json"):
-            # Truncated by a kill; img2dataset would take the shard for finished.
+            # Cut short by a kill or a crash; img2dataset would take the shard for finished.
             if int(path.name.partition("_")[0]) not in found:
                 path.unlink()
         missing = set(self._numbers()) - set(found)
@@ -266,9 +268,10 @@ class Rounds:
             errors = Counter({text: n for text, n in entry["status_dict"].items() if text != "success"})
             for text, n in errors.items():
                 failures[reason(text)] += n
-            # img2dataset counts neither samples that failed while being written, nor rare messages.
-            failures["unknown"] += max(entry["count"] - entry["successes"] - errors.total(), 0)
             described = describe_shards([tar])
+            kept = described.pairs + sum(described.failures.values())
+            # img2dataset counts samples that failed while being written as successes, and rare messages not at all.
+            failures["unknown"] += max(entry["count"] - kept - errors.total(), 0)
             if described.pairs:
                 name = f"{len(state.shards):05d}.tar"
                 state.moving.append([str(tar.relative_to(self.out)), name])
@@ -300,6 +303,11 @@ def _statistics(images: Path) -> dict[int, dict[str, Any]]:
     """{number of a finished shard: img2dataset's statistics of it}."""
     found: dict[int, dict[str, Any]] = {}
     for path in images.glob("*_stats.json"):
+        number = path.name.partition("_")[0]
         with contextlib.suppress(ValueError, OSError):  # being written
-            found[int(path.name.partition("_")[0])] = read_json_object(path)
+            entry = read_json_object(path)
+            with open(images / f"{number}.tar", "rb") as tar:
+                tar.seek(-len(TAR_END), os.SEEK_END)
+                if tar.read() == TAR_END:  # else the machine went down before it was on disk
+                    found[int(number)] = entry
     return found
