@@ -14,6 +14,7 @@ from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels, widest
 from advflyp.attack.victim import Victim, pixel_gradient
+from advflyp.config import above_zero
 
 # Images updated at once: a step has several temporaries of their size, which for more images could fill the memory.
 UPDATED_TOGETHER = 1024
@@ -55,8 +56,7 @@ class AttackConfig:
             raise ValueError("attack.eps = 1 allows any image; write 1/255 for a grey level")
         if self.steps < 0:
             raise ValueError(f"attack.steps must be 0 (clean) or above, not {self.steps}")
-        if not self.step_size > 0:
-            raise ValueError(f"attack.step_size must be above 0, not {self.step_size}")
+        above_zero(self, "attack.", "step_size")
         if self.step_size > widest(self.norm):
             raise ValueError(
                 f"attack.step_size is in pixels of [0, 1], write 1/255 for a grey level, not {self.step_size:g}"

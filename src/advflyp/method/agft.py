@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.config import above_zero
 from advflyp.method.base import Batch, FromEmbeddings
 from advflyp.model.zeroshot import class_logits
 
@@ -30,9 +31,7 @@ class AGFTConfig:
     ratio: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("scale", "ratio"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"method.{name} must be above 0, not {getattr(self, name):g}")
+        above_zero(self, "method.", "scale", "ratio")
 
 
 class AGFT(FromEmbeddings):

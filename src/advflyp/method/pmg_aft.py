@@ -10,9 +10,9 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from advflyp.config import at_least
+from advflyp.config import above_zero, at_least
 from advflyp.method.base import Batch, FromEmbeddings
-from advflyp.method.regularisers import check_temperature, logit_divergence
+from advflyp.method.regularisers import logit_divergence
 from advflyp.method.tecoa import class_loss
 from advflyp.model.zeroshot import class_logits
 
@@ -36,7 +36,7 @@ class PMGAFTConfig:
 
     def __post_init__(self) -> None:
         at_least(0, self, "method.", "original_weight", "clean_weight")
-        check_temperature(self.logit_temperature)
+        above_zero(self, "method.", "logit_temperature")
 
 
 class PMGAFT(FromEmbeddings):

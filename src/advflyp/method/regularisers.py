@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advflyp.config import at_least
+from advflyp.config import above_zero, at_least
 from advflyp.distributed import ALONE, Ranks
 from advflyp.method.base import Batch, FromEmbeddings
 from advflyp.method.blocks import in_row_blocks
@@ -62,12 +62,6 @@ def logit_divergence(
     return ranks.mean(torch.cat(in_row_blocks(rows, image_a, image_b, columns=len(text))))
 
 
-def check_temperature(value: float | None) -> None:
-    """ValueError unless `method.logit_temperature` is None or above 0."""
-    if value is not None and not value > 0:
-        raise ValueError(f"method.logit_temperature must be above 0, not {value}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RegularisedConfig:
     """Keys of the recipe table `method` that every regularised method has.
@@ -98,7 +92,7 @@ class RegularisedConfig:
 
     def __post_init__(self) -> None:
         at_least(0, self, "method.", "feature_weight", "logit_weight")
-        check_temperature(self.logit_temperature)
+        above_zero(self, "method.", "logit_temperature")
 
 
 class Regularised(FromEmbeddings):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from advflyp.config import at_least
+from advflyp.config import above_zero, at_least
 
 LARGEST_LR = 1e6
 
@@ -47,13 +47,10 @@ class OptimConfig:
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"optim.lr must be above 0, not {self.lr}")
+        above_zero(self, "optim.", "lr", "epsilon", "max_grad_norm")
         for name in ("momentum", "beta2"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"optim.{name} must be below 1, not {getattr(self, name):g}")
-        if not self.epsilon > 0:
-            raise ValueError(f"optim.epsilon must be above 0, not {self.epsilon:g}")
         if not 0 <= self.warmup_share <= 1:
             raise ValueError(f"optim.warmup_share must be from 0 to 1, not {self.warmup_share:g}")
         # Beyond it the optimiser's own float32 numbers overflow.
@@ -66,8 +63,6 @@ class OptimConfig:
             )
         at_least(0, self, "optim.", "momentum", "beta2", "weight_decay", "warmup_steps")
         at_least(1, self, "optim.", "lr_steps")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"optim.max_grad_norm must be above 0, not {self.max_grad_norm}")
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
@@ -105,9 +100,3 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
         return peak
     progress = (step - warmup) / max(1, total_steps - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the rate of all parameter groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
