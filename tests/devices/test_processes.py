@@ -16,11 +16,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from advflyp import distributed
+from advflyp.data.batch import Batch
 from advflyp.distributed import Group
 from advflyp.training import build as module
 from advflyp.training.build import TrainingRun
+from advflyp.training.checkpoint import load_last
 from advflyp.training.loop import write_checkpoint
 from advflyp.training.runlog import SilentLog
+from advflyp.training.state import load_state_dict
 from advflyp.training.update import update
 from helpers import assert_equal64, models_in_float64
 
@@ -128,3 +131,37 @@ def test_steps_of_a_group_are_those_of_one_alone(
     together.state.step = 0
     write_checkpoint(together, SilentLog())
     assert len(list((together.folder.path / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_split_run_goes_on_from_its_checkpoint(
+    optimizer: str,
+    process: OneProcess,
+    open_trainer: Callable[..., TrainingRun],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights and the optimiser's state are split again; a step counter, which is no row of a weight, stays whole."""
+    monkeypatch.setattr(distributed, "join", process.group)
+    monkeypatch.setattr(module, "check_split", lambda recipe, ranks: None)
+    keys = {"train.device": process.device.type, "train.precision": "fp32", "train.deterministic": True}
+    keys |= {"optim.name": optimizer, "optim.lr": 0.05, "optim.warmup_steps": 0, "train.parallel": "fsdp"}
+    with models_in_float64():
+        run = open_trainer(**keys)
+    first, second, *_ = run.pairs.epoch(0)
+
+    def weights() -> dict[str, Tensor]:
+        return {key: value.cpu().clone() for key, value in run.unsharded_model().state_dict().items()}
+
+    def weights_after(batch: Batch) -> dict[str, Tensor]:
+        update(run, batch)
+        run.state.step += 1
+        return weights()
+
+    start = weights_after(first)
+    write_checkpoint(run, SilentLog())
+    end = weights_after(second)
+    weights_after(first)
+    load_state_dict(run, load_last(run.folder.checkpoints)[0])
+    assert run.state.step == 1
+    assert_equal64(weights(), start)
+    assert_equal64(weights_after(second), end)
