@@ -181,7 +181,7 @@ def test_pixels(name: str, built: Path, model224: CLIP, monkeypatch: pytest.Monk
     protocol = PROTOCOLS[name]
     labelled = load_set("eurosat")
     evaluator = Evaluator(model224, labelled, pixels=protocol.pixels_of(labelled.name))
-    place = labelled.dataset.paths.index("River/River_1.jpg")
+    place = labelled.dataset.keys.index("River/River_1.jpg")
     image = labelled.image(place)
     assert image.size == (402, 301)
     ((_, found, _),) = labelled.batches(evaluator.transform, 1, [place])
