@@ -40,6 +40,9 @@ def test_text_that_is_not_utf8_costs_its_own_row(tmp_path: Path) -> None:
         ("http://a/1é.jpg", "http://a/1%C3%A9.jpg"),
         ("http://a/2.jpg?a=b c", "http://a/2.jpg?a=b%20c"),
         ("http://a/%C3%A9.jpg?q=1&r=%20#x", "http://a/%C3%A9.jpg?q=1&r=%20#x"),
+        ("HTTP://bücher.de:8080/ü", "HTTP://xn--bcher-kva.de:8080/%C3%BC"),
+        ("http://例子.中国:80?q=http://ü", "http://xn--fsqu00a.xn--fiqs8s:80?q=http://%C3%BC"),
+        ("http://ü..de/", "http://%C3%BC..de/"),
     ],
 )
 def test_addresses_are_quoted_as_those_in_tables_of_pairs(

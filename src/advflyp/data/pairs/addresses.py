@@ -250,8 +250,15 @@ def read_named(address: str, table: str) -> bytes:
 
 
 def quoted(address: str) -> str:
-    """A web address as servers take it: in ASCII, without blanks."""
-    return quote(address, safe=SAFE)
+    """A web address as servers take it: in ASCII, without blanks, its host as `xn--…` where that is not ASCII."""
+    return quote(re.sub(r"(?<=://)[^/?#:@]+", _ascii_host, address, count=1), safe=SAFE)
+
+
+def _ascii_host(found: re.Match[str]) -> str:
+    try:
+        return found[0] if found[0].isascii() else found[0].encode("idna").decode()
+    except UnicodeError:
+        return found[0]  # no name that exists
 
 
 def _scheme(address: str) -> str:
@@ -259,7 +266,7 @@ def _scheme(address: str) -> str:
 
 
 def _fetch(address: str, table: str) -> bytes:
-    opener = _opener(_host_of(table) if _scheme(table) in WEB else None)
+    opener = _opener(_host_of(quoted(table)) if _scheme(table) in WEB else None)
     try:
         with opener.open(quoted(address), timeout=FETCH_SECONDS) as answer:
             return answer.read()
