@@ -35,10 +35,6 @@ ICONS = np.stack([icon(number) for number in range(40)])
 PICTURES = np.stack([picture(number) for number in range(40)])
 
 
-def pairs(queries: np.ndarray, references: np.ndarray) -> set[tuple[int, int]]:
-    return {(match.query, match.reference) for match in find(queries, references)}
-
-
 def itself(n: int = 40) -> set[tuple[int, int]]:
     return {(number, number) for number in range(n)}
 
@@ -62,21 +58,21 @@ def noisy(pictures: np.ndarray) -> np.ndarray:
     ids=["equal", "shifted", "mirrored", "noisy"],
 )
 def test_copies_are_found(pictures: np.ndarray, copy) -> None:
-    assert itself() <= pairs(copy(pictures), pictures)
+    assert itself() <= find(copy(pictures), pictures)
 
 
 def test_recoloured_copies_are_found_by_their_edges() -> None:
     turned = np.stack([picture(number, hue=1) for number in range(40)])
-    found = pairs(turned, PICTURES)
+    found = find(turned, PICTURES)
     assert len(itself() & found) >= 30
     red = ICONS.copy()
     red[..., 0] = 255
-    assert itself() <= pairs(red, ICONS)
+    assert itself() <= find(red, ICONS)
 
 
 def test_different_sparse_icons_are_spared() -> None:
     others = np.stack([icon(number) for number in range(100, 180)])
-    assert pairs(others, ICONS) == set()
+    assert find(others, ICONS) == set()
     # A plain root-mean-square difference would not have told them apart.
     ink = [1 - p[..., 3].astype(float) / 255 for p in (others[0], ICONS[0])]
     assert np.sqrt(((ink[0] - ink[1]) ** 2).mean()) < 0.5
@@ -84,18 +80,16 @@ def test_different_sparse_icons_are_spared() -> None:
 
 def test_different_pictures_are_spared() -> None:
     others = np.stack([picture(number) for number in range(100, 180)])
-    assert pairs(others, PICTURES) == set()
+    assert find(others, PICTURES) == set()
 
 
 def test_distances_and_empty_collections() -> None:
-    (match,) = find(ICONS[:1], ICONS)
     # Float32: a² + b² − 2ab is in error by some 2⁻²⁴, and the root of that is 2e-4.
-    assert match.colour == pytest.approx(0, abs=1e-3)
-    assert match.edges == pytest.approx(0, abs=1e-3)
-    assert find(ICONS[:0], ICONS) == []
-    assert find(ICONS, ICONS[:0]) == []
+    assert find(ICONS[:1], ICONS, colour_limit=1e-3, edge_limit=-1) == {(0, 0)}
+    assert find(ICONS[:1], ICONS, colour_limit=-1, edge_limit=1e-3) == {(0, 0)}
+    assert find(ICONS[:0], ICONS) == find(ICONS, ICONS[:0]) == set()
 
 
 def test_every_copy_is_found_however_many_there_are() -> None:
     many = np.concatenate([ICONS, noisy(np.repeat(ICONS[:1], 70, 0)), ICONS[1:]])
-    assert {reference for _, reference in pairs(ICONS[:1], many)} == {0, *range(40, 110)}
+    assert {reference for _, reference in find(ICONS[:1], many)} == {0, *range(40, 110)}

@@ -43,18 +43,19 @@ from tools.mini_corpus.shards import write_json, write_tar
 from tools.mini_corpus.sources import SOURCES, TWINS, Source, source
 
 PAIRS_PER_SHARD = 2000
+# Of the choice of the sets' images, the order of the pairs and their captions.
+SEED = 0
 # Of packages that hold neither icons nor arrays of pixels, by source.
 READERS = {"openclipart": read_clipart, "tuxpaint": read_stamps, "pysiogame": read_flashcards}
 
 
-def build(out: Path, *, work: Path, full: bool, seed: int = 0) -> dict[str, Any]:
+def build(out: Path, *, work: Path, full: bool) -> dict[str, Any]:
     """Build training pairs and labelled sets into `out`.
 
     Args:
         out: A new folder, or one that holds sets of `build_sets`, which are kept.
         work: Folder that keeps the downloaded packages.
         full: Whether to build every pair, or only the part that the package carries.
-        seed: Random seed of the sets and of the pairs' order.
 
     Returns:
         The manifest.
@@ -66,25 +67,25 @@ def build(out: Path, *, work: Path, full: bool, seed: int = 0) -> dict[str, Any]
         raise ValueError(f"{out} holds a corpus already; remove it or give another folder")
     material = collect([s for s in SOURCES if s.role != "demand"], work)
     items, images = material.items, material.images
-    plans = embedded_sets(items, material.folders["fashion-mnist"], seed)
+    plans = embedded_sets(items, material.folders["fashion-mnist"], SEED)
     say(f"looking for near-duplicates among {counted(len(images), 'image')}")
     dropped, plans, report = separate(items, images, plans)
     train = [n for n, item in enumerate(items) if item.role == "train" and n not in dropped]
     proxy = proxy_concepts(items[n].concept for n in train)
     if not full:
         train = [n for n in train if draw(items[n].key, 1000) < 1000 * source(items[n].source).embedded]
-    random.Random(f"{seed} train").shuffle(train)
+    random.Random(f"{SEED} train").shuffle(train)
 
     with _staging(out) as staging:
         files = {}
         for number, start in enumerate(range(0, len(train), PAIRS_PER_SHARD)):
             part = train[start : start + PAIRS_PER_SHARD]
             path = staging / f"train-{number:04d}.tar.gz"
-            write_tar(path, (member for n in part for member in _pair(items[n], images[n], seed)))
+            write_tar(path, (member for n in part for member in _pair(items[n], images[n])))
             files[path.name] = {"sha256": file_sha256(path), "count": len(part)}
         files |= _write_sets(staging, plans, items, images, proxy)
         manifest = {
-            "seed": seed,
+            "seed": SEED,
             "full": full,
             "pairs": len(train),
             "sources": material.rows(Counter(items[n].source for n in train), plans),
@@ -94,9 +95,7 @@ def build(out: Path, *, work: Path, full: bool, seed: int = 0) -> dict[str, Any]
         return _install(staging, out, manifest)
 
 
-def build_sets(
-    names: Sequence[str], out: Path, work: Path, seed: int = 0, corpus: Path = EMBEDDED
-) -> dict[str, Any]:
+def build_sets(names: Sequence[str], out: Path, work: Path, corpus: Path = EMBEDDED) -> dict[str, Any]:
     """Build the sets `names` of `ON_DEMAND` into `out`, beside a corpus that it may hold.
 
     Images that resemble one in `corpus` are left out. The other arguments are as for `build`.
@@ -113,12 +112,12 @@ def build_sets(
     named = {meta[key] for meta in metas for key in ("name", "concept")}
     plans = []
     for name in dict.fromkeys(names):
-        plan = on_demand_set(name, material.items, seed, material.folders, named)
+        plan = on_demand_set(name, material.items, SEED, material.folders, named)
         matches = neardup.find(_on_white(plan, material.images), training[:])
-        plans.append(without(plan, {match.query for match in matches}))
+        plans.append(without(plan, {query for query, _ in matches}))
     with _staging(out) as staging:
         files = _write_sets(staging, plans, material.items, material.images, proxy)
-        manifest = {"seed": seed, "sources": material.rows(Counter(), plans), "files": files}
+        manifest = {"seed": SEED, "sources": material.rows(Counter(), plans), "files": files}
         return _install(staging, out, manifest)
 
 
@@ -182,9 +181,9 @@ def separate(
     kept, per_set = [], {}
     start = 0
     for plan in plans:
-        own = [match for match in matches if start <= match.query < start + len(plan)]
-        rows = {match.query - start for match in own}
-        hits = {int(train[match.reference]) for match in own}
+        own = [pair for pair in matches if start <= pair[0] < start + len(plan)]
+        rows = {query - start for query, _ in own}
+        hits = {int(train[reference]) for _, reference in own}
         start += len(plan)
         if plan.gives_way:
             per_set[plan.name] = {"left out of the set": len(rows)}
@@ -213,11 +212,11 @@ def _render(drawing: tuple[str, str]) -> np.ndarray | None:
         return None  # it draws nothing, or nothing that 64 pixels can show
 
 
-def _pair(item: Item, image: np.ndarray, seed: int) -> Iterator[tuple[str, bytes]]:
+def _pair(item: Item, image: np.ndarray) -> Iterator[tuple[str, bytes]]:
     meta = item.meta()
     yield f"{item.key}.webp", encode_webp(image)
     yield f"{item.key}.json", json.dumps(meta, ensure_ascii=False).encode()
-    yield f"{item.key}.txt", caption(meta, random.Random(f"{seed} {item.key}")).encode()
+    yield f"{item.key}.txt", caption(meta, random.Random(f"{SEED} {item.key}")).encode()
 
 
 def _on_white(plan: SetPlan, images: np.ndarray) -> np.ndarray:

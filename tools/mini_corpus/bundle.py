@@ -7,12 +7,12 @@ src/advflyp/model/weights/NAME, replacing what was there. If the run started fro
 their pairs count, too. `--average RUN …` averages its weights with theirs (a uniform soup).
 """
 
-import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
 from advflyp.cli.environment import processor_name
 from advflyp.documents import read_json_object
@@ -26,16 +26,17 @@ from advflyp.training.runlog import read_metrics
 from advflyp.wording import counted
 
 
-def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, float]:
-    """Save the best weights of `run` as the bundled model `name`.
+def bundle(
+    run: Annotated[Path, tyro.conf.Positional],
+    name: Annotated[str, tyro.conf.Positional],
+    average: tuple[Path, ...] = (),
+) -> None:
+    """Make a finished pretraining run one of the models that come with the package; print its accuracies.
 
     Args:
-        run: A run folder.
-        name: "mini" or "mini-vit".
-        average: Runs or models with the same starting weights, to be averaged with those of `run`.
-
-    Returns:
-        The clean accuracies (0–1) by set.
+        run: A run folder; its best weights are taken.
+        name: mini or mini-vit.
+        average: Runs or models with the same starting weights, to be averaged with those of the run.
     """
     card = read_json_object(run / BEST / CARD_FILE)
     folder = BUNDLED / name
@@ -77,7 +78,8 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
         },
         half=True,
     )
-    return accuracy
+    for key, value in accuracy.items():
+        say(f"{key:20} {100 * value:5.1f} %")
 
 
 def hardware() -> str:
@@ -88,12 +90,4 @@ def hardware() -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.mini_corpus.bundle", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--average", type=Path, nargs="+", metavar="RUN", default=[])
-    given = parser.parse_args()
-    for key, value in bundle(given.run, given.name, given.average).items():
-        say(f"{key:20} {100 * value:5.1f} %")
+    tyro.cli(bundle)

@@ -8,7 +8,6 @@ copies. Both are minima over small shifts and the mirror image.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,28 +23,14 @@ _SHIFTS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 _BATCH = 256
 
 
-@dataclass(frozen=True)
-class Match:
-    """Query and reference, by index, resemble each other.
-
-    Attributes:
-        colour, edges: The distances found, 0 for equal pictures; infinite if one exceeds its limit.
-    """
-
-    query: int
-    reference: int
-    colour: float
-    edges: float
-
-
 def find(
     queries: np.ndarray,
     references: np.ndarray,
     *,
     colour_limit: float = COLOUR_LIMIT,
     edge_limit: float = EDGE_LIMIT,
-) -> list[Match]:
-    """The pairs of near-duplicates between two collections.
+) -> set[tuple[int, int]]:
+    """The pairs of near-duplicates between two collections: indices of a query and of a reference.
 
     Args:
         queries, references: (N, 64, 64, 3 or 4) and (M, 64, 64, 3 or 4) uint8; RGBA is composed on white.
@@ -53,22 +38,17 @@ def find(
     Near-duplicates have a colour distance of at most colour_limit or an edge distance of at most edge_limit.
     """
     if not len(queries) or not len(references):
-        return []
-    found: dict[tuple[int, int], dict[bool, float]] = {}
-    for edges, limit in ((False, colour_limit), (True, edge_limit)):
-        for query, reference, distance in _near(queries, references, edges, limit):
-            pair = found.setdefault((query, reference), {})
-            pair[edges] = min(distance, pair.get(edges, np.inf))
-    return [
-        Match(query, reference, pair.get(False, np.inf), pair.get(True, np.inf))
-        for (query, reference), pair in sorted(found.items())
-    ]
+        return set()
+    return {
+        *_near(queries, references, False, colour_limit),
+        *_near(queries, references, True, edge_limit),
+    }
 
 
 def _near(
     queries: np.ndarray, references: np.ndarray, edges: bool, limit: float
-) -> Iterator[tuple[int, int, float]]:
-    """(query, reference, distance) of the pairs within the limit in one kind of feature."""
+) -> Iterator[tuple[int, int]]:
+    """The pairs within the limit in one kind of feature."""
     coarse = np.concatenate(
         [_halve(_features(references[i : i + _BATCH], edges)) for i in range(0, len(references), _BATCH)]
     )
@@ -83,9 +63,8 @@ def _near(
                 for first in range(0, len(order), _PORTION):
                     nearest = order[first : first + _PORTION]
                     fine = _distances(mine, _flat(_features(references[nearest], edges))).min(0)
-                    for reference, distance in zip(nearest, fine, strict=True):
-                        if distance <= limit:
-                            yield start + int(row), int(reference), float(distance)
+                    for reference in nearest[fine <= limit]:
+                        yield start + int(row), int(reference)
                     if fine.min() > limit:
                         break
 
