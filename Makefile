@@ -101,8 +101,8 @@ constraints: $(STAMP)  ## bring constraints.txt in line with pyproject.toml (ARG
 	mv $(VENV)/constraints.txt constraints.txt
 
 clean:  ## remove caches and build results, keep .venv
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks tools docs/tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## remove .venv too
 	rm -rf $(VENV)
