@@ -43,6 +43,8 @@ class Measurement:
     # Fields whose values form its file names.
     SLUG: ClassVar[tuple[str, ...]]
     model: str
+    checkpoint_sha256: str
+    config_sha256: str
     eps: float
 
     def key(self) -> tuple[str, ...]:
@@ -126,7 +128,7 @@ class Cell(Measurement):
     config_sha256: str = ""
 
 
-def labels(cells: Sequence[Cell], names: Sequence[str]) -> list[str]:
+def labels(cells: Sequence[Measurement], names: Sequence[str]) -> list[str]:
     """The name of each cell's model, with the start of a hash where a name stands for several models."""
     weights: dict[str, set[str]] = {}
     for name, cell in zip(names, cells, strict=True):
@@ -143,7 +145,7 @@ def labels(cells: Sequence[Cell], names: Sequence[str]) -> list[str]:
     return result
 
 
-def configs_of(cells: Sequence[Cell], names: Sequence[str]) -> dict[tuple[str, str], set[str]]:
+def configs_of(cells: Sequence[Measurement], names: Sequence[str]) -> dict[tuple[str, str], set[str]]:
     """The configurations that were recorded for each model and its weights."""
     found: dict[tuple[str, str], set[str]] = {}
     for name, cell in zip(names, cells, strict=True):

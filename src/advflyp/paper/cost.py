@@ -38,37 +38,33 @@ def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[s
         images: The number of images of a set, by its name.
     """
     speed = FORWARDS_A_SECOND[plan.scale]
-    found: list[tuple[str, Cost]] = []
-    seen = {f"tune {name}" for name, rates in read_tuning(folder).items() if len(rates) >= len(plan.grid)}
+    found: dict[str, Cost] = {}
+    tuned = {name for name, rates in read_tuning(folder).items() if len(rates) >= len(plan.grid)}
     for step in steps_of(plan):
         if is_done(step, folder):
             continue
-        tuned = step.run.rate_of or step.run.trained_as
-        if (
-            step.run.recipe
-            and step.training not in seen
-            and not (folder / "runs" / step.training / FINISHED).is_file()
-        ):
-            if plan.grid and f"tune {tuned}" not in seen:
-                seen.add(f"tune {tuned}")
-                one = UPDATES * _training_passes(_recipe(plan, plan.run(tuned)))
+        rate_of, training = step.run.rate_of or step.run.trained_as, f"train {step.training}"
+        is_finished = (folder / "runs" / step.training / FINISHED).is_file()
+        if step.run.recipe and training not in found and not is_finished:
+            if plan.grid and rate_of not in tuned:
+                tuned.add(rate_of)
+                one = UPDATES * _training_passes(_recipe(plan, plan.run(rate_of)))
                 passes = len(plan.grid) * (one + IMAGES * (1 + _attack_passes("pgd10")))
-                found.append((f"tune {tuned}", Cost(passes / speed / 3600, 0)))
+                found[f"tune {rate_of}"] = Cost(passes / speed / 3600, 0)
             recipe = _recipe(plan, step.run)
             samples = min(recipe.data.limit or SAMPLES, SAMPLES)
             updates = recipe.train.max_steps or math.ceil(
                 samples / recipe.data.batch_size * recipe.train.epochs
             )
             passes = updates * _training_passes(recipe) + _validation_passes(recipe, updates)
-            found.append((f"train {step.training}", Cost(passes / speed / 3600, MEGABYTES_A_RUN[plan.scale])))
-            seen.add(step.training)
+            found[training] = Cost(passes / speed / 3600, MEGABYTES_A_RUN[plan.scale])
         m = step.measure
         n = sum(min(m.limit or images(name), images(name)) for name in set_names(list(m.sets)))
         passes = n * sum(
             _attack_passes(attack) * (len(m.eps) if attack != "clean" else 1) for attack in m.attacks
         )
-        found.append((f"measure {step}", Cost(passes / speed / 3600, 0.1)))
-    return found
+        found[f"measure {step}"] = Cost(passes / speed / 3600, 0.1)
+    return list(found.items())
 
 
 def _training_passes(recipe: Recipe) -> float:

@@ -145,13 +145,13 @@ def make_plan(
     Raises:
         ValueError: For an impossible number.
     """
-    _check_numbers(seeds, steps)
     mini = scale == "mini"
+    _check_numbers(seeds, steps)
     if mini and (pairs or captioned):
         raise ValueError("--pairs and --captioned are for --scale paper; the mini scale has its own pairs")
-    make = _Runs(mini, (steps or 100) if mini else steps, pairs, captioned)
     if proxies and not mini:
         raise ValueError("the experiment 'proxies' exists at the mini scale only; use --scale mini")
+    make = _Runs(mini, (steps or 100) if mini else steps, pairs, captioned)
     scaling, levers, on_other = make.scaling(), make.levers(on_other=False), make.levers(on_other=True)
     of_proxies = proxy_runs(make.trained) if proxies else []
     compared = ((COST, "", levers), (COST_OTHER, OTHER, on_other))
@@ -279,8 +279,9 @@ class _Runs:
         label = "AdvFLYP_full, ResNet" if on_other else "AdvFLYP_full"
 
         def lever(name: str, what: str, most_seeds: int | None = 3, **keys: Any) -> Run:
-            run = self.trained(f"full-{name}{end}", f"{label}, {what}", FULL, FULL, **model, **keys)
-            return replace(run, most_seeds=most_seeds)
+            return self.trained(
+                f"full-{name}{end}", f"{label}, {what}", FULL, FULL, most_seeds, **model, **keys
+            )
 
         half = lever("half", "half the updates", train__max_steps=max(1, self.steps // 2))
         # Forward-pass equivalents per image: 11 in full, 8 with one step, 5.2 with smaller images as well, 4.4 with the
@@ -295,8 +296,7 @@ class _Runs:
             ]
 
         def fast(name: str, what: str, most_seeds: int | None = None, **keys: Any) -> Run:
-            run = self.trained(f"fast-{name}", f"AdvFLYP_fast, {what}", FAST, FULL, **keys)
-            return replace(run, most_seeds=most_seeds)
+            return self.trained(f"fast-{name}", f"AdvFLYP_fast, {what}", FAST, FULL, most_seeds, **keys)
 
         first: dict[str, Any] = {"train__unfreeze": "vision[:2]"}
         longer, longest = (round(self.steps * 11 / passes) for passes in (5.2, 4.4))
@@ -316,7 +316,13 @@ class _Runs:
         ]
 
     def trained(
-        self, name: str, label: str, recipe: str = "", rate_of: str | None = None, **keys: Any
+        self,
+        name: str,
+        label: str,
+        recipe: str = "",
+        rate_of: str | None = None,
+        most_seeds: int | None = None,
+        **keys: Any,
     ) -> Run:
         """A training. keys: recipe keys, with two underscores for the dot"""
         recipe = f"{recipe or name}.toml"
@@ -334,7 +340,9 @@ class _Runs:
             over["data.train"] = self.pairs
         if self.captioned and recipe.startswith("aft"):
             over["data.train"] = self.captioned
-        return Run(name=name, label=label, recipe=recipe, overrides=over, rate_of=rate_of)
+        return Run(
+            name=name, label=label, recipe=recipe, overrides=over, rate_of=rate_of, most_seeds=most_seeds
+        )
 
 
 def _original(name: str, label: str, model: str) -> Run:

@@ -380,6 +380,5 @@ def _examples(study: Study, main: Exhibit) -> list[Example]:
     run = study.run_of(FULL)
     if run is None:
         return []
-    return examples(
-        load_model(run.original), load_model(run.folder), main.sets, eps=min(main.eps, default=1 / 255)
-    )
+    original = load_model(run.recipe.get("model", {}).get("name", "mini"))
+    return examples(original, load_model(run.folder), main.sets, eps=min(main.eps, default=1 / 255))

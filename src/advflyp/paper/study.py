@@ -157,11 +157,6 @@ class SeedRun:
     folder: Path
     recipe: Mapping[str, Any]
 
-    @property
-    def original(self) -> str:
-        """The model that the run started from."""
-        return str(self.recipe.get("model", {}).get("name", "mini"))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Study:

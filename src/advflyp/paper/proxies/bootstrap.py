@@ -7,7 +7,7 @@ import numpy as np
 DRAWS = 2000
 
 
-def resampled_means(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def resampled_means(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS) -> np.ndarray:
     """Bootstrap means over sets; (draws,) float64, without draws in which no image counts.
 
     Each draw resamples the sets, the seeds (the same for all sets of the draw), and the images of each drawn set (the
@@ -18,9 +18,8 @@ def resampled_means(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS, seed:
             numbers, such as the difference of two trainings. NaN is an image that does not count; seeds and sets with
             none that counts are left out of the means.
         draws: Number of draws.
-        seed: Random seed.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     seeds, sets = len(outcomes[0]), len(outcomes)
     which_sets = generator.integers(sets, size=(draws, sets))
     which_seeds = generator.integers(seeds, size=(draws, seeds))
@@ -35,9 +34,9 @@ def resampled_means(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS, seed:
     return found[~np.isnan(found)]
 
 
-def interval(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+def interval(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS) -> tuple[float, float]:
     """The 95 % percentile interval of `resampled_means`."""
-    low, high = np.percentile(resampled_means(outcomes, draws=draws, seed=seed), (2.5, 97.5))
+    low, high = np.percentile(resampled_means(outcomes, draws=draws), (2.5, 97.5))
     return float(low), float(high)
 
 

@@ -46,7 +46,7 @@ COMMON = {
     "checkpoint__last": True,
 }
 BEST = "-best"
-# (name, label, recipe, rate_of, **recipe keys) → a run, as experiments.py makes all of them.
+# (name, label, recipe, rate_of, most_seeds, **recipe keys) → a run, as experiments.py makes all of them.
 Make = Callable[..., Run]
 
 
@@ -151,8 +151,8 @@ def _pairs(
     keys = {"data__limit": number} if number < EVERY_PAIR else {}
     name = f"{method}-{number}"
     rate_of = None if name == RATE_OF_PAIRS else RATE_OF_PAIRS
-    run = make(name, f"{label}, {with_spaces(number)} pairs", recipe, rate_of, **keys)
-    return replace(run, most_seeds=1) if number == NUMBERS[0] else run
+    most_seeds = 1 if number == NUMBERS[0] else None
+    return make(name, f"{label}, {with_spaces(number)} pairs", recipe, rate_of, most_seeds, **keys)
 
 
 def _labelled(make: Make, cell: Cell) -> Iterator[Run]:

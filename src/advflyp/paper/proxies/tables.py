@@ -271,8 +271,12 @@ def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
 def figures(numbers: Numbers) -> dict[str, Any]:
     """The look of the methods, and figures by number of images, by kind of data, and in and out of coverage."""
     look = Look.of(list(METHODS.values()))
-    plots = {"number": _against_number(numbers, look), "kinds": _by_kind(numbers, look)}
-    return {"look": look, **plots, "sides": _by_side(numbers, look)}
+    return {
+        "look": look,
+        "number": _against_number(numbers, look),
+        "kinds": _by_kind(numbers, look),
+        "sides": _by_side(numbers, look),
+    }
 
 
 def _against_number(numbers: Numbers, look: Look) -> list[Markup]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advflyp.report.figures.plots import INK, MODELS, MUTED, Look, axes_in, sheet, spread, styled
+from advflyp.report.figures.plots import INK, MODELS, MUTED, Look, figure_with_axes, spread, styled
 from advflyp.report.measure.estimates import Estimate, trimmed
 from advflyp.wording import counted
 
@@ -38,17 +38,25 @@ def accuracy_against_eps(
         ceiling: End of the y axis in %, the same for figures shown together.
         small: One of many small figures: no axis titles, and no model names beside the lines' right ends.
     """
-    figure = sheet(width, height)
     unit = 255 if norm == "linf" else 1
     room = 7 * max(len(look.names[model]) for model in curves)
     # Long names would push the lines together on a phone; the page's key has them anyway.
     named = not small and room < width / 4
     right = 14 + (room if named else 0)
     left, bottom = (32, 24) if small else (54, 46)
-    axes = axes_in(figure, left, bottom, right, 30 if title else 12)
-    axes.set_title(title, pad=8)
+    top = 30 if title else 12
+    figure, axes = figure_with_axes(
+        width, height, left=left, bottom=bottom, right=right, top=top, title=title
+    )
     for model, points in curves.items():
-        _curve(axes, points, look, model, unit, 4.5 if small else 6, with_band=len(curves) <= FEW)
+        colour, x = look.colours[model], [eps * unit for eps, _ in points]
+        if len(curves) <= FEW:
+            low, high = ([100 * getattr(e, end) for _, e in points] for end in ("low", "high"))
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+        y, size = [100 * e.value for _, e in points], 4.5 if small else 6
+        axes.plot(
+            x, y, color=colour, marker=look.markers[model], markersize=size, linewidth=2.2, clip_on=False
+        )
     ticks = sorted({eps * unit for points in curves.values() for eps, _ in points})
     axes.set_xlim(0, max(ticks) or 1)
     axes.set_ylim(0, ceiling)
@@ -69,24 +77,6 @@ def accuracy_against_eps(
         ]
         end_labels(axes, ends, max(ticks), 15 / (height - bottom - 30) * ceiling)
     return figure
-
-
-def _curve(
-    axes: Axes,
-    points: Sequence[tuple[float, Estimate]],
-    look: Look,
-    model: str,
-    unit: float,
-    size: float,
-    *,
-    with_band: bool,
-) -> None:
-    colour, x = look.colours[model], [eps * unit for eps, _ in points]
-    if with_band:
-        low, high = ([100 * getattr(e, end) for _, e in points] for end in ("low", "high"))
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-    y, marker = [100 * e.value for _, e in points], look.markers[model]
-    axes.plot(x, y, color=colour, marker=marker, markersize=size, linewidth=2.2, clip_on=False)
 
 
 def end_labels(
@@ -132,8 +122,7 @@ def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 @styled()
 def loss_curve(name: str, line: Line, *, width: int, height: int, steps: float) -> Figure:
     """One loss term against the step; its first and last values are written at its ends."""
-    figure = sheet(width, height)
-    axes = _over_steps(figure, name, 16, steps)
+    figure, axes = _over_steps(width, height, name, 16, steps)
     x, y = zip(*line, strict=True)
     axes.plot(x, y, color=INK, linewidth=1.8, marker="o" if len(x) < 3 else None, clip_on=False)
     axes.set_ylim(min(0.0, *y), max(y) * 1.12 if max(y) > 0 else 1)
@@ -145,8 +134,7 @@ def loss_curve(name: str, line: Line, *, width: int, height: int, steps: float) 
 @styled()
 def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, steps: float) -> Figure:
     """Clean and robust validation accuracy against the step."""
-    figure = sheet(width, height)
-    axes = _over_steps(figure, "validation accuracy (%)", 92, steps)
+    figure, axes = _over_steps(width, height, "validation accuracy (%)", 92, steps)
     ends = []
     for name, line in lines.items():
         colour = INK if name == "clean" else MODELS[1]
@@ -160,9 +148,8 @@ def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, step
     return figure
 
 
-def _over_steps(figure: Figure, title: str, right: float, steps: float) -> Axes:
-    axes = axes_in(figure, 40, 40, right, 30)
-    axes.set_title(title, pad=8)
+def _over_steps(width: int, height: int, title: str, right: float, steps: float) -> tuple[Figure, Axes]:
+    figure, axes = figure_with_axes(width, height, left=40, bottom=40, right=right, top=30, title=title)
     steps = max(steps, 1)  # of a run that was validated before its first step and no more
     axes.set_xlim(0, steps)
     axes.set_xticks([0, steps], ["0", counted(round(steps), "step")])
@@ -170,7 +157,7 @@ def _over_steps(figure: Figure, title: str, right: float, steps: float) -> Axes:
         label.set_horizontalalignment(side)
     axes.locator_params(axis="y", nbins=4)
     axes.grid(axis="y")
-    return axes
+    return figure, axes
 
 
 def _loss(value: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advflyp.report.figures.plots import INK, MUTED, Look, axes_in, fitting, sheet, styled
+from advflyp.report.figures.plots import INK, MUTED, Look, figure_with_axes, fitting, sheet, styled
 from advflyp.report.measure.estimates import Condition, Estimate
 from advflyp.report.measure.results import Results
 
@@ -84,9 +84,8 @@ def _dots(
     step = DOT_STEP / _row_height(len(models))
     offsets = [step * ((len(models) - 1) / 2 - place) for place in range(len(models))]
     for model, value, offset in zip(models, values, offsets, strict=True):
-        if value is None:
-            continue
-        _mark(axes, value, level + offset, look, model, markersize=8 if bold else 6.5)
+        if value is not None:
+            _mark(axes, value, level + offset, look, model, markersize=8 if bold else 6.5)
     if len(values) == 2 and values[0] is not None and values[1] is not None:
         axes.annotate(
             Estimate(values[1].value - values[0].value, is_change=True).number,
@@ -136,8 +135,7 @@ def dumbbells(
     names = fitting([look.names[name] for name, _, _ in rows], 0.5 * width, LETTER)
     left, right, top, bottom = 12 + LETTER * max(map(len, names)), 14, 30, 42
     height = top + bottom + 19 * len(rows)
-    figure = sheet(width, height)
-    axes = axes_in(figure, left, bottom, right, top)
+    figure, axes = figure_with_axes(width, height, left=left, bottom=bottom, right=right, top=top)
     axes.set_title(title, pad=9, x=-left / (width - left - right) + 0.01)
     axes.set_xlim(0, ceiling)
     axes.set_ylim(len(rows) - 0.5, -0.5)

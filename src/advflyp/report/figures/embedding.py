@@ -31,7 +31,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
 from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model
-from advflyp.report.figures.plots import INK, MODELS, MUTED, Look, axes_in, sheet, styled
+from advflyp.report.figures.plots import INK, MODELS, MUTED, Look, figure_with_axes, styled
 from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
@@ -175,8 +175,8 @@ def read_tsne(path: Path) -> list[TSNEResult]:
 def phi_plot(found: Sequence[TSNEResult], look: Look, *, width: int) -> Figure:
     """The angle of every image, a row of dots for each model on one axis; the mean as a line."""
     left, right, top, bottom, row = 14 + 7.4 * max(len(one.label) for one in found), 74, 12, 46, 54
-    figure = sheet(width, top + bottom + row * len(found))
-    axes = axes_in(figure, left, bottom, right, top)
+    height = top + bottom + row * len(found)
+    figure, axes = figure_with_axes(width, height, left=left, bottom=bottom, right=right, top=top)
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlim(0, 1.04 * max(max(one.phi) for one in found))
     axes.set_yticks(range(len(found)), [one.label for one in found])
@@ -210,9 +210,8 @@ def tsne_plot(one: TSNEResult, *, width: int, height: int, largest: float) -> Fi
     Args:
         largest: The angle of the largest mark, the same for all maps shown together.
     """
-    figure = sheet(width, height)
-    axes = axes_in(figure, 10, 34, 10, 50)
-    axes.set_title(f"{one.label}\nφ = {one.mean_phi:.4f} rad", pad=8)
+    title = f"{one.label}\nφ = {one.mean_phi:.4f} rad"
+    figure, axes = figure_with_axes(width, height, left=10, bottom=34, right=10, top=50, title=title)
     a, b = np.array(one.clean), np.array(one.adversarial)
     lines = np.stack([a, b, np.full_like(a, np.nan)], axis=1).reshape(-1, 2)
     axes.plot(lines[:, 0], lines[:, 1], color=MUTED, alpha=0.35, linewidth=0.7, zorder=1)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advflyp.report.figures.curves import end_labels
-from advflyp.report.figures.plots import GRID, MUTED, Look, axes_in, sheet, styled
+from advflyp.report.figures.plots import GRID, MUTED, Look, figure_with_axes, styled
 from advflyp.report.measure.estimates import Estimate
 
 # Offset between the marks of two methods: a factor on the log axis, and a share of the distance between two kinds.
@@ -31,9 +31,8 @@ def against_number(
         what: The label of the x axis.
         named: Whether to write the methods' names, which must be short, beside the lines' right ends.
     """
-    figure = sheet(WIDTH, HEIGHT)
-    axes = axes_in(figure, 54, 46, 92 if named else 16, 30)
-    axes.set_title(title, pad=8)
+    right = 92 if named else 16
+    figure, axes = figure_with_axes(WIDTH, HEIGHT, left=54, bottom=46, right=right, top=30, title=title)
     axes.set_xscale("log")
     numbers = sorted({number for line in lines.values() for number, _ in line})
     everything = 4 * max(filter(math.isfinite, numbers), default=1)
@@ -76,9 +75,7 @@ def by_kind(
         points: Kind → method → accuracy, or a difference of accuracies, for which the axis is in points.
         reference: A method whose data is the same for all kinds, drawn as a horizontal line with a band.
     """
-    figure = sheet(WIDTH, HEIGHT)
-    axes = axes_in(figure, 54, 46, 16, 30)
-    axes.set_title(title, pad=8)
+    figure, axes = figure_with_axes(WIDTH, HEIGHT, left=54, bottom=46, right=16, top=30, title=title)
     methods = list(dict.fromkeys(method for of_kind in points.values() for method in of_kind))
     for place, of_kind in enumerate(points.values()):
         for method, value in of_kind.items():

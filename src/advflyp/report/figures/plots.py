@@ -177,12 +177,16 @@ def sheet(width: float, height: float) -> Figure:
     return Figure(figsize=(width / 72, height / 72))
 
 
-def axes_in(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
-    """Axes with margins in pixels."""
-    width, height = 72 * figure.get_figwidth(), 72 * figure.get_figheight()
-    return figure.add_axes(
+def figure_with_axes(
+    width: float, height: float, *, left: float, bottom: float, right: float, top: float, title: str = ""
+) -> tuple[Figure, Axes]:
+    """A figure and its only axes, with their margins in pixels."""
+    figure = sheet(width, height)
+    axes = figure.add_axes(
         (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
     )
+    axes.set_title(title, pad=8)
+    return figure, axes
 
 
 def fitting(names: Sequence[str], room: float, letter: float) -> list[str]:

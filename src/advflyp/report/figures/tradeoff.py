@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
-from advflyp.report.figures.plots import GRID, MUTED, Look, axes_in, sheet, styled
+from advflyp.report.figures.plots import GRID, MUTED, Look, figure_with_axes, styled
 from advflyp.report.measure.estimates import Estimate
 
 Point = tuple[float, float]
@@ -43,8 +43,7 @@ def tradeoff(
         robust: Name of the robust accuracy's condition, for the axis.
         on_front: Methods that may be on the Pareto front, one or more.
     """
-    figure = sheet(width, 480 if width > 500 else 420)
-    axes = _axes(figure, "accuracy on clean images (%)", 34)
+    figure, axes = _axes(width, 480 if width > 500 else 420, "accuracy on clean images (%)", top=34)
     axes.set_title(title, pad=10)
     axes.set_ylabel(f"accuracy under {robust} (%)" if width >= 500 else "robust accuracy (%)")
     axes.set_xlim(*_limits([clean for clean, _ in points.values()]))
@@ -63,8 +62,7 @@ def against_cost(points: Mapping[str, tuple[float, Estimate]], look: Look, *, wi
     Args:
         points: Training → (PFLOPs, robust accuracy).
     """
-    figure = sheet(width, 380)
-    axes = _axes(figure, "arithmetic of the finetuning (PFLOPs)", 14)
+    figure, axes = _axes(width, 380, "arithmetic of the finetuning (PFLOPs)", top=14)
     axes.set_ylabel("robust accuracy (%)")
     axes.set_xlim(0, 1.12 * max(cost for cost, _ in points.values()))
     axes.set_ylim(*_limits([robust for _, robust in points.values()]))
@@ -72,13 +70,13 @@ def against_cost(points: Mapping[str, tuple[float, Estimate]], look: Look, *, wi
     return figure
 
 
-def _axes(figure: Figure, across: str, top: float) -> Axes:
+def _axes(width: int, height: int, across: str, *, top: float) -> tuple[Figure, Axes]:
+    figure, axes = figure_with_axes(width, height, left=56, bottom=50, right=16, top=top)
     FigureCanvasAgg(figure)  # the size of a text is known on a canvas only
-    axes = axes_in(figure, 56, 50, 16, top)
     axes.grid()
     axes.spines["bottom"].set_visible(False)
     axes.set_xlabel(across)
-    return axes
+    return figure, axes
 
 
 def _span(one: Estimate) -> Span:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from advflyp.escape import for_terminal
+from advflyp.evaluation.results import labels
 from advflyp.lvlm.results import AnswerCell, read_answers
 from advflyp.report.measure.estimates import Condition, Estimate
-from advflyp.report.measure.repeated import named, once
+from advflyp.report.measure.repeated import once
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
@@ -62,7 +63,7 @@ def answers_tables(cells: Sequence[AnswerCell]) -> list[Table]:
     Raises:
         ValueError: Two rows would differ only in a setting.
     """
-    names = named(cells, [f"{cell.model}\n{cell.vision}" for cell in cells])
+    names = labels(cells, [f"{cell.model}\n{cell.vision}" for cell in cells])
     told = [
         replace(cell, vision=name.removeprefix(f"{cell.model}\n"))
         for cell, name in zip(cells, names, strict=True)

@@ -185,7 +185,7 @@ def _notes(shown: _Selection) -> Iterator[str]:
 
 def sanity_table(results: Results) -> Table | None:
     """A row for each result that failed a check for masked gradients; None where nothing was checked."""
-    checked = [cell for runs in results.runs.values() for cell in runs.values() if cell.sanity is not None]
+    checked = [cell for _, cell in results.every if cell.sanity is not None]
     if not checked:
         return None
     rows: list[list[Value]] = [
@@ -196,8 +196,7 @@ def sanity_table(results: Results) -> Table | None:
             str(cell.sanity["n"]),
             "; ".join(cell.sanity["failed"]),
         ]
-        for (model, name, condition), runs in results.runs.items()
-        for cell in runs.values()
+        for (model, name, condition), cell in results.every
         if cell.sanity is not None and is_flagged(cell)
     ]
     fine = f"{len(checked) - len(rows)} of {counted(len(checked), 'checked result')}"

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from advflyp.evaluation.recall import Recall
+from advflyp.evaluation.results import labels
 from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.report.measure.estimates import Condition, Estimate
-from advflyp.report.measure.repeated import named, once
+from advflyp.report.measure.repeated import once
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
@@ -33,7 +34,7 @@ def recall_tables(cells: Sequence[RetrievalCell]) -> list[Table]:
     Raises:
         ValueError: Two rows would differ only in a setting, or two tables only in the state of their pairs.
     """
-    names = named(cells, [cell.model for cell in cells])
+    names = labels(cells, [cell.model for cell in cells])
     told = [replace(cell, model=name) for cell, name in zip(cells, names, strict=True)]
 
     def row(cell: RetrievalCell) -> tuple[Any, ...]:

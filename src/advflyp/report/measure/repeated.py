@@ -3,10 +3,10 @@
 Two with different settings are refused: a table could not say which of them it shows.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar, cast
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
 
-from advflyp.evaluation.results import Cell, labels
+from advflyp.evaluation.results import Cell
 from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.lvlm.results import AnswerCell
 
@@ -50,11 +50,6 @@ def once(cells: Iterable[C], shown: Callable[[C], Hashable]) -> list[C]:
             check_same(cell.model, found[key], cell)
         found[key] = cell
     return list(found.values())
-
-
-def named(cells: Sequence[AnyCell], names: Sequence[str]) -> list[str]:
-    """The names, with the start of a hash where one stands for several models."""
-    return labels(cast(Sequence[Cell], cells), names)  # of a cell, it reads only the hashes
 
 
 def _collection(cell: AnyCell) -> tuple[str, str]:

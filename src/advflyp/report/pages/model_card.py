@@ -172,8 +172,6 @@ def _cited(recipe: Mapping[str, Any], card: Mapping[str, Any]) -> str:
 
 def _measured(cells: Sequence[Cell], name: str) -> dict[str, Any]:
     """The tables of accuracies as Markdown, and each attack with its settings."""
-    if not cells:
-        return {"tables": [], "attacks": []}
     results = Results([replace(cell, model=name) for cell in cells])
     several = len(results.models) > 1
     tables = [

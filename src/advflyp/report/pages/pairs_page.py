@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from advflyp.data.tools.check import Checked
 from advflyp.data.tools.overlap import Match, Overlap
-from advflyp.report.figures.plots import MODELS, axes_in, sheet, styled
+from advflyp.report.figures.plots import MODELS, figure_with_axes, styled
 from advflyp.report.measure.tables import Table, Value
 from advflyp.report.pages.jinja import render
 from advflyp.report.pages.sections import Drawing, drawing
@@ -117,8 +117,6 @@ def write_page(out: Path, html: str, matches: Sequence[Match] | None = None) -> 
 
 
 def _page(title: str, tiles: list[dict[str, Any]], sections: list[dict[str, Any]]) -> str:
-    blank = dict.fromkeys(("text", "table", "drawing", "cards"))
-    sections = [blank | section for section in sections]
     return render(
         "pairs.html", title=title, kicker="advflyp data", headline=title, tiles=tiles, sections=sections
     )
@@ -152,8 +150,8 @@ def histogram(counts: Counter[int], what: str, of: str, *, width: int) -> Figure
     heights: Counter[int] = Counter()
     for value, count in counts.items():
         heights[(min(value, last) - first) // step] += count
-    figure = sheet(width, 240)
-    axes = axes_in(figure, 28 + 7 * len(f"{max(heights.values()):,}"), 48, 12, 12)
+    left = 28 + 7 * len(f"{max(heights.values()):,}")
+    figure, axes = figure_with_axes(width, 240, left=left, bottom=48, right=12, top=12)
     places = [first + step * (place + 0.5) - 0.5 for place in heights]
     axes.bar(places, list(heights.values()), width=0.88 * step, color=MODELS[1], linewidth=0)
     begin = first + step * max(heights)

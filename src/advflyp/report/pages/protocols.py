@@ -117,10 +117,8 @@ def _radii(protocol: Protocol) -> str:
 
 
 def _resizing(protocol: Protocol) -> str:
-    text = _resized(protocol.pixels)
-    for names, pixels in _small(protocol):
-        text += "" if pixels.native else f"; of {names}: {_resized(pixels)}"
-    return text
+    small = [f"of {names}: {_resized(pixels)}" for names, pixels in _small(protocol) if not pixels.native]
+    return "; ".join([_resized(protocol.pixels), *small])
 
 
 def _resized(pixels: Pixels) -> str:
@@ -139,7 +137,6 @@ def _small(protocol: Protocol) -> list[tuple[str, Pixels]]:
 
 
 def _perturbation(protocol: Protocol) -> str:
-    text = "the model's input"
-    for names, pixels in _small(protocol):
-        text += f"; of {names} the native pixels, upsampled (bicubic) in the model" if pixels.native else ""
-    return text
+    native = [names for names, pixels in _small(protocol) if pixels.native]
+    upsampled = [f"of {names} the native pixels, upsampled (bicubic) in the model" for names in native]
+    return "; ".join(["the model's input", *upsampled])
