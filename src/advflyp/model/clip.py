@@ -173,10 +173,10 @@ class CLIP(InPrecision, nn.Module):
         with self._autocast():
             if size == self.image_size:
                 # CoCa normalises by default.
-                features = self.net.encode_image(self._normalised(images), normalize=False)
+                features = self.net.encode_image(self.normalised(images), normalize=False)
             else:
                 positions = positions_at(self.visual, size, self.name)
-                features = functional_call(self.visual, positions, (self._normalised(images),))
+                features = functional_call(self.visual, positions, (self.normalised(images),))
                 features = features[0] if isinstance(features, tuple) else features
         return at_least_float32(features)
 
@@ -226,7 +226,7 @@ class CLIP(InPrecision, nn.Module):
     def _encode_patches(self, images: Tensor) -> Tensor:
         """(N, 1 + rows · columns, d) embeddings of any norm: the image's, then those of its patches."""
         with self._autocast():
-            image, tokens = embed_patches(self.visual, self._normalised(images))
+            image, tokens = embed_patches(self.visual, self.normalised(images))
         return at_least_float32(torch.cat([image[:, None], tokens], dim=1))
 
     def encode_text(self, texts: Sequence[str], tokens: Tensor | None = None) -> Tensor:
@@ -255,7 +255,8 @@ class CLIP(InPrecision, nn.Module):
             return encode(images)
         return in_parts(encode, images, self.micro_batch, list(self.visual.parameters()))
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def normalised(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) pixels in [0, 1] → what the image tower takes."""
         return (images - self.mean) / self.std
 
 

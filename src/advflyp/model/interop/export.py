@@ -120,7 +120,7 @@ def _open_clip(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Expo
     return Exported(
         folder,
         images=_difference(
-            model.encode_image(pixels), net.encode_image(_normalised(model, pixels), normalize=True)
+            model.encode_image(pixels), net.encode_image(model.normalised(pixels), normalize=True)
         ),
         texts=_difference(model.encode_text(TEXTS), net.encode_text(tokenizer(list(TEXTS)), normalize=True)),
         **_compared(model, pixels, torch.stack([read(image) for image in images])),
@@ -151,7 +151,7 @@ def _hf(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     loaded: Any = AutoModel.from_pretrained(folder).eval()
     reader: Any = AutoProcessor.from_pretrained(folder)
     pixels = _ours(model, images)
-    inputs = _normalised(model, pixels)
+    inputs = model.normalised(pixels)
     embeddings = model.encode_image(pixels)
     tower = kind.from_pretrained(alone).eval()(pixel_values=inputs)
     tokens = reader(text=list(TEXTS), padding="max_length", truncation=True, return_tensors="pt")
@@ -251,10 +251,6 @@ def _example_images(size: tuple[int, int]) -> list[Image.Image]:
 def _ours(model: CLIP, images: Sequence[Image.Image]) -> Tensor:
     """(N, 3, H, W) in [0, 1]."""
     return torch.stack([model.preprocess(image) for image in images])
-
-
-def _normalised(model: CLIP, pixels: Tensor) -> Tensor:
-    return (pixels - model.mean) / model.std
 
 
 def _compared(model: CLIP, ours: Tensor, normalised: Tensor) -> dict[str, Any]:
