@@ -273,6 +273,17 @@ def test_classes_that_learn_learn_from_the_cross_entropy_only(models: tuple[CLIP
         assert unused == (None,)
 
 
+def test_classes_learn_as_much_without_the_maps(models: tuple[CLIP, CLIP], two: Batch) -> None:
+    batch = replace(two, class_embeddings=two.class_embeddings.requires_grad_(True))
+    slopes = []
+    for weight in (1, 0):
+        method = make(models, refinement_weight=weight, constraint_weight=weight)
+        losses = method.losses(two.images, noisy(two), batch)
+        slopes += torch.autograd.grad(losses["ce"], batch.class_embeddings)
+    assert (slopes[0] != 0).any()
+    assert_equal64(slopes[1], slopes[0])
+
+
 def test_the_first_step_has_a_gradient(models: tuple[CLIP, CLIP], two: Batch) -> None:
     """The model is its own original: the clean maps are equal, and their distance has no slope, not NaN."""
     model = models[0]

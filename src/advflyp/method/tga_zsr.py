@@ -106,7 +106,8 @@ class TGAZSR(Method):
         """{"ce", "refinement", "constraint"}, each already weighted; gradients flow through A_θ, not through A_θ₀."""
         config, labels, classes = self.config, batch.labels, batch.class_embeddings
         if self.original is None:
-            return {"ce": self.ranks.mean(class_loss(self.model, self.model.encode_image(images_adv), batch))}
+            logits = class_logits(self.model.encode_image(images_adv), classes, self.model.logit_scale)
+            return {"ce": self.ranks.mean(F.cross_entropy(logits, labels, reduction="none"))}
         text = classes.detach()[labels]
 
         def attention(patches: Patches) -> Tensor:
