@@ -19,11 +19,12 @@ from torchvision.transforms import Compose, Lambda
 
 import advflyp
 import helpers
-from advflyp import APGD, PGD, AutoAttack, Square, Threat
+from advflyp import APGD, PGD, AutoAttack, DefenceTerms, Square, Threat
 from advflyp.attack.base import SingleAttack
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.evaluator import Evaluator, Outcome
 from advflyp.evaluation.journal import Journal
+from advflyp.evaluation.protocols import ADVFLYP
 from advflyp.evaluation.results import append_cell, labels, read_cells
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.samples import read_samples, write_samples
@@ -557,3 +558,59 @@ def test_a_missing_set_is_said_before_another_is_measured(
     with pytest.raises(ValueError, match=reason):
         evaluate(tiny, ["mini/food", name], "clean", limit=4, out=out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "attack", ["encoder-both2", "pgd-lse-attention-2", "pgd-lse-attention-2@openai", "encoder-patches2@{}"]
+)
+def test_an_attack_on_patches_that_a_model_lacks_is_refused_before_others_run(
+    attack: str, tiny: CLIP, tiny_rn_folder: Path, noise_set: LabelledSet, tmp_path: Path
+) -> None:
+    model = tiny if "{}" in attack else load_model(tiny_rn_folder)
+    with pytest.raises(ValueError, match="ModifiedResNet, has no patch tokens; choose a ViT"):
+        evaluate(model, noise_set, ["clean", attack.format(tiny_rn_folder)], out=tmp_path / "r.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_members_on_patches_that_a_model_lacks_are_refused_before_others_run(
+    tiny_rn_folder: Path, noise_set: LabelledSet, tmp_path: Path
+) -> None:
+    members = (Square(queries=5), APGD(against=DefenceTerms(terms=("attention",))))
+    with pytest.raises(ValueError, match="ModifiedResNet, has no patch tokens; choose a ViT"):
+        evaluate(
+            load_model(tiny_rn_folder), noise_set, ["clean", AutoAttack(members=members)], out=tmp_path / "r"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_that_does_not_fit_is_refused_before_another_is_measured(
+    tiny: CLIP, noise_set: LabelledSet, tmp_path: Path
+) -> None:
+    long = ["very " * 20 + name for name in ("cat", "dog", "house")]
+    more = LabelledSet(noise_set.dataset, ["cat", "dog", "house", "car"], name="more")
+    named = ADVFLYP.changed(classnames=["a", "b", "c"])
+    with pytest.raises(ValueError, match="more has 4 classes, and --classnames 3 names"):
+        evaluate(tiny, [noise_set, more], "clean", out=tmp_path / "r.jsonl", protocol=named)
+    with pytest.raises(ValueError, match="are the same text to"):
+        evaluate(tiny, [noise_set, replace(noise_set, classes=long)], "clean", out=tmp_path / "r.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_attack_needs_a_radius(tiny: CLIP, noise_set: LabelledSet) -> None:
+    with pytest.raises(
+        ValueError, match="^pgd2 needs a radius, and eps is empty; give one, for example 1/255$"
+    ):
+        evaluate(tiny, noise_set, ["clean", "pgd2"], eps=[])
+    assert len(evaluate(tiny, noise_set, "clean", eps=[])) == 1
+
+
+@pytest.mark.parametrize("name", ["r.samples", "r.unfinished"])
+def test_results_are_not_called_as_a_folder_of_theirs(tmp_path: Path, name: str) -> None:
+    message = (
+        rf"{name} is what results call a folder of theirs; give the file another ending, as in .*r\.jsonl$"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate("no-such-model", ["mini/flags"], out=tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        retrieval("no-such-model", tmp_path, out=tmp_path / name)
+    assert not list(tmp_path.iterdir())

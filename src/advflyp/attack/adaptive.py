@@ -83,6 +83,11 @@ class DefenceTerms:
         )
 
     @property
+    def needs_patches(self) -> bool:
+        """As of `Attack`."""
+        return "attention" in self.terms
+
+    @property
     def name(self) -> str:
         """Their name in results."""
         weight = "" if self.weight == 1 else f"{self.weight:g}"

@@ -70,6 +70,10 @@ class APGD(Member):
         return finds.images
 
     @property
+    def needs_patches(self) -> bool:
+        return self.against is not None and self.against.needs_patches
+
+    @property
     def member(self) -> str:
         against = "" if self.against is None else f"-{self.against.name}"
         return f"apgd-{self.loss}{against}" + (f"-eot{self.eot}" if self.eot > 1 else "")

@@ -54,6 +54,10 @@ class AutoAttack(Attack):
         return [stage for attack in self.attacks for stage in attack.stages(threat)] * self.restarts
 
     @property
+    def needs_patches(self) -> bool:
+        return any(attack.needs_patches for attack in self.attacks)
+
+    @property
     def name(self) -> str:
         names = tuple(attack.name for attack in self.attacks)
         return self._named(

@@ -140,6 +140,11 @@ class Attack(ABC):
         """The searches to run in sequence, each on the images that are still classified correctly."""
 
     @property
+    def needs_patches(self) -> bool:
+        """Whether it searches through the embeddings of an image's patches, which not every architecture has."""
+        return False
+
+    @property
     def name(self) -> str:
         """The name in results; it includes the parameters that differ from the defaults."""
         return self._named(type(self).__name__)

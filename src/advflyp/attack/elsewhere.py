@@ -93,6 +93,10 @@ class CrossPrompt(_Elsewhere):
         return Surrogate(search, encoder=encoder)
 
     @property
+    def needs_patches(self) -> bool:
+        return self.attack.needs_patches
+
+    @property
     def name(self) -> str:
         return f"{self.attack.name}@{self.called}"
 
@@ -111,6 +115,11 @@ class Transfer(_Elsewhere):
 
     model: CLIP
     called: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack.needs_patches:
+            _ = self.model.patch_grid  # ValueError if it has none
 
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams

@@ -64,6 +64,10 @@ class EncoderPGD(SingleAttack):
         start = threat.random_start(images.detach(), streams)
         return ascend(images.detach(), start, loss, threat, steps=self.steps, step_size=self._alpha(threat))
 
+    @property
+    def needs_patches(self) -> bool:
+        return self.tokens != "image"
+
     def _alpha(self, threat: Threat) -> float:
         return PGD(steps=self.steps, step_size=self.step_size).alpha(threat)
 

@@ -193,6 +193,10 @@ class PGD(SingleAttack):
         return _ascend(images, start, slope, threat, self.steps, self.alpha(threat))
 
     @property
+    def needs_patches(self) -> bool:
+        return self.against is not None and self.against.needs_patches
+
+    @property
     def name(self) -> str:
         kind = {"ce": "pgd", "margin": "cw"}.get(self.loss, f"pgd-{self.loss}-")
         if self.against is not None:

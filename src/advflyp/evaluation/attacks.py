@@ -111,10 +111,15 @@ def listed(given: Any) -> list[Any]:
 def conditions(
     attacks: Iterable[A], norm: Literal["linf", "l2"], eps: float | Sequence[float]
 ) -> list[tuple[A, Threat | None]]:
-    """Each attack at each radius, without duplicates; attacks that perturb nothing have no radius."""
+    """Each attack at each radius, without duplicates; attacks that perturb nothing have no radius.
+
+    ValueError if an attack perturbs and there is no radius.
+    """
     threats = [Threat(norm=norm, eps=value) for value in listed(eps)]
     found: dict[Any, tuple[A, Threat | None]] = {}
     for attack in attacks:
+        if attack.perturbs and not threats:
+            raise ValueError(f"{attack.name} needs a radius, and eps is empty; give one, for example 1/255")
         for threat in threats if attack.perturbs else [None]:
             what = (attack.name, repr(recorded_arguments(attack, threat, 2)))
             found.setdefault((what, threat), (attack, threat))

@@ -211,6 +211,11 @@ def known_cells(store: Path | None, read: Callable[[Path], list[M]]) -> dict[tup
     """
     if store is None:
         return {}
+    if store.suffix in (SAMPLES, UNFINISHED):
+        raise ValueError(
+            f"{store} is what results call a folder of theirs; give the file another ending, as in "
+            f"{store.with_suffix('.jsonl')}"
+        )
     for folder in (store.with_suffix(SAMPLES), store.with_suffix(UNFINISHED)):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file where {store} needs a folder; move it away")

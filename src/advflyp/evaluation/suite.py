@@ -37,6 +37,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.folder import card_of, config_sha256, weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, choose_precision
+from advflyp.model.zeroshot import check_told_apart
 
 Model = CLIP | str | Path
 NamedAttack = Attack | str | Callable[..., torch.Tensor]
@@ -172,6 +173,8 @@ class _Suite:
         for one in models:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
             model.check_weights()
+            if any(attack.needs_patches for attack, _ in wanted):
+                _ = model.patch_grid  # ValueError, before the other attacks run, if it has none
             same = {
                 "model": name or model.name,
                 "checkpoint_sha256": weights_sha256(model),
@@ -179,9 +182,11 @@ class _Suite:
             }
             images_at_a_time: int | None = None
             stored = partial(self._stored, model, same, wanted, known)
-            for dataset in datasets:  # a missing or damaged one fails before any is measured
-                if isinstance(dataset, str) and stored(dataset) is None:
-                    _load(dataset, self.protocol)
+            # One that is missing, damaged or unfit for the given class names fails before any is measured.
+            for dataset in datasets:
+                if not isinstance(dataset, str) or stored(dataset) is None:
+                    opened = self._opened(dataset)
+                    check_told_apart(model, opened.classes, opened.templates)
             # Batches shrink as images leave an attack.
             graphs = replayed(model) if self.graphs else nullcontext()
             with compiled(model) if self.compile else nullcontext(), graphs:
@@ -245,10 +250,13 @@ class _Suite:
             fits = min(ranks.all_gather_object(min(map(largest_batch, attacked.values()))))
         return max(1, fits // 2) if self.graphs else fits  # recordings have memory of their own
 
+    def _opened(self, dataset: LabelledSet | str) -> LabelledSet:
+        """A dataset with the class names and prompts of the protocol."""
+        return self.protocol.apply(_load(dataset, self.protocol) if isinstance(dataset, str) else dataset)
+
     def _evaluator(self, model: CLIP, dataset: LabelledSet | str, ranks: Ranks, batch_size: int) -> Evaluator:
         """The evaluator of the model on a dataset, under the protocol."""
-        protocol = self.protocol
-        labelled = protocol.apply(_load(dataset, protocol) if isinstance(dataset, str) else dataset)
+        protocol, labelled = self.protocol, self._opened(dataset)
         return Evaluator(
             model,
             labelled,
