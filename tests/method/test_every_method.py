@@ -1,5 +1,7 @@
 """What every method must do, by name: its attack raises its own loss, and training lowers it."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,29 @@ def test_the_attack_raises_the_methods_own_loss(name: str, recipes: dict[str, Pa
         run.method.attack_loss(images, batch).mean() for images in (found, start, batch.images)
     )
     assert reached > began and reached > clean
+
+
+SOFT = [(name, {"method.soft_targets": m}) for name in ("advflyp", "flyp") for m in (0.9, 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"), [*((name, {}) for name in METHODS), *SOFT, ("agft", {"method.ratio": 1})]
+)
+def test_an_attack_that_begins_at_the_image_has_a_gradient_or_is_refused(
+    name: str, overrides: dict[str, float], recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    with models_in_float64():
+        run = build(read_recipe(recipes[name], overrides), tmp_path / "run")
+    batch = next(iter(run.pairs.epoch(0)))
+    images = batch.images.double()
+    batch = run.add_texts(replace(batch, images=images))
+    leaf = images.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(run.method.attack_loss(leaf, batch).sum(), leaf)
+    # Of images of a range of 1, losses of about 1: anything below is rounding, whose sign is no direction.
+    assert run.method.flat_at_clean == (slope.abs().max() < 1e-12)
+    refused = pytest.raises(ValueError, match="has no gradient at the clean images")
+    with refused if run.method.flat_at_clean else nullcontext():
+        build(read_recipe(recipes[name], {**overrides, "attack.start": "zero"}), tmp_path / "zero")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,11 @@ class AdvFLYP(Regularised):
     def needs_original(self) -> bool:
         return self.is_regularised or self.config.soft_targets > 0
 
+    @property
+    def flat_at_clean(self) -> bool:  # type: ignore[reportIncompatibleVariableOverride]
+        """With soft targets alone, the original's predictions for the clean images are the minimum of the loss."""
+        return self.config.soft_targets == 1
+
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """Eq. 6: L_CLIP of the perturbed batch."""
         return self._pair_loss(embeddings, batch.text_embeddings.detach(), batch)

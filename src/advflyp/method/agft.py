@@ -48,6 +48,11 @@ class AGFT(FromEmbeddings):
     def shares_clean(self) -> bool:
         return False
 
+    @property
+    def flat_at_clean(self) -> bool:  # type: ignore[reportIncompatibleVariableOverride]
+        """Targets that are not flattened are the model's own predictions when training starts."""
+        return self.config.ratio == 1
+
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """(N, d) → (N,): each image for itself."""
         return self._cross_entropy(embeddings, batch.class_embeddings.detach(), batch)
