@@ -21,7 +21,7 @@ from advflyp.data.pairs.hub_pairs import is_saved_dataset
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Decoded, Pairs, Reading, Tokenizer, open_pairs
 from advflyp.data.pairs.sources import find_shards
-from advflyp.data.pairs.stream import IndexedStream
+from advflyp.data.pairs.stream import IndexedStream, Mixed
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
 from advflyp.data.pairs.tars import DamagedTar, members, unpacked
 from advflyp.data.sets.catalogue import canonical
@@ -144,6 +144,21 @@ def open_training(
         return DecodedLabelled(data, how)
     _check_no_classes(config)
     return open_pairs(how, captions=wanted == "pairs", pairs=data)
+
+
+def unused_keys(pairs: Pairs) -> list[tuple[str, str]]:
+    """What an opened source never reads of the recipe table `data`: keys, with spaces between them, and why."""
+    of_tables = "data.size data.image_column data.caption_column"
+    if isinstance(pairs, MiniPairs):
+        keys = "data.loader data.resize data.interpolation data.shuffle_buffer data.max_bad_fraction"
+        return [(f"{keys} {of_tables}", "a mini corpus is in memory, and its images are composed")]
+    if isinstance(pairs, DecodedLabelled):
+        return [(f"data.shuffle_buffer {of_tables}", "labelled images are not read in the order of shards")]
+    stream = pairs.stream if isinstance(pairs, Decoded) else None
+    streams = (stream.main, stream.other) if isinstance(stream, Mixed) else (stream,)
+    if all(isinstance(one, IndexedStream) for one in streams):
+        return [("data.shuffle_buffer data.size", "the pairs are not in shards")]
+    return []
 
 
 def _check_no_also(config: DataConfig, what: str) -> None:

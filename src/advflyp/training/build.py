@@ -38,6 +38,7 @@ from advflyp.training.checks import (
     check_split,
     check_trains_only_the_model,
     without_effect,
+    without_effect_here,
 )
 from advflyp.training.folder import RunFolder
 from advflyp.training.memory import apply_memory_options, copied, images_at_once
@@ -234,6 +235,7 @@ def _opened(
             *_remarks(validation_set, pairs),
             *_lower_rate(recipe, total_steps),
             *without_effect(recipe),
+            *without_effect_here(recipe, model, pairs),
         ],
         signals=Signals(tell=console is not None),
     )

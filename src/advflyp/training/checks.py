@@ -1,15 +1,21 @@
 """Checks before a run begins: data, attack, image sizes and FSDP must suit the method and the model."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # type: ignore[reportPrivateUsage]
+from torch.nn.modules.dropout import _DropoutNd  # type: ignore[reportPrivateUsage]
 
-from advflyp.data.training import readings
+from advflyp.data.pairs.pairs import Pairs
+from advflyp.data.training import LabelledBatches, readings, unused_keys
 from advflyp.distributed import Ranks
 from advflyp.method import METHODS, find_method
 from advflyp.method.base import FromEmbeddings, Method
+from advflyp.method.pmg_aft import PMGAFTConfig
 from advflyp.method.regularisers import RegularisedConfig
+from advflyp.method.tga_zsr import TGAZSRConfig
 from advflyp.model.clip import CLIP
 from advflyp.model.resolution import positions_at
 from advflyp.training.recipe import Recipe
@@ -37,8 +43,8 @@ def check_attack(recipe: Recipe, method: Method) -> None:
     attack, name = recipe.attack, recipe.method_name
     if attack.steps and attack.start == "zero" and method.flat_at_clean:
         raise ValueError(
-            f"attack.start = 'zero' cannot be combined with method.name = '{name}', whose loss has no gradient at the "
-            "clean images; use 'random'"
+            f"attack.start = 'zero' cannot be combined with method.name = '{name}', as configured: its loss has no "
+            "gradient at the clean images; use 'random'"
         )
     if not attack.share_clean_forward:
         return
@@ -102,19 +108,56 @@ def check_split(recipe: Recipe, ranks: Ranks) -> None:
         )
 
 
+# The table of a key, its name ("optim.lr"; several with spaces between them), why it changes nothing, and whether so.
+Inert = tuple[Any, str, str, bool]
+
+
 def without_effect(recipe: Recipe) -> list[str]:
     """A remark for each key that is set but changes nothing, because of the others."""
-    method, attack, optim, validate = recipe.method, recipe.attack, recipe.optim, recipe.validate
-    inert: list[tuple[Any, str, str, bool]] = [
-        (attack, "attack.start", "attack.steps = 0", attack.steps == 0),
+    attack, optim, train, validate = recipe.attack, recipe.optim, recipe.train, recipe.validate
+    is_clean = attack.steps == 0
+    never_perturbs = is_clean and (validate.set is None or validate.attack == "clean")
+    inert: list[Inert] = [
+        (attack, "attack.start attack.step_size", "attack.steps = 0", is_clean),
+        (attack, "attack.norm attack.eps", "nothing is attacked", never_perturbs),
         (attack, "attack.overfitting_gap", "attack.steps is not 1", attack.steps != 1),
         (attack, "attack.overfitting_gap", "there is no validate.set", validate.set is None),
         (attack, "attack.overfitting_gap", "validate.attack = 'clean'", validate.attack == "clean"),
         (optim, "optim.momentum", "optim.name = 'adamw'", optim.name == "adamw"),
         (optim, "optim.beta2 optim.epsilon", "optim.name = 'sgd'", optim.name == "sgd"),
         (optim, "optim.decayed", "optim.weight_decay = 0", optim.weight_decay == 0),
+        (optim, "optim.warmup_share", "optim.warmup_steps = 0", optim.warmup_steps == 0),
+        (optim, "optim.warmup_steps", "optim.warmup_share = 0", optim.warmup_share == 0),
         (recipe.data, "data.also_share", "there is no data.also", recipe.data.also is None),
+        (recipe.data, "data.text_cache", "train.deterministic = true", train.deterministic),
+        (recipe.data, "data.text_cache", f"train.unfreeze = '{train.unfreeze}'", train.trains_texts),
+        (validate, "validate.limit", "there is no validate.set", validate.set is None),
+        (train, "train.patience", "there is no validate.set", validate.set is None),
+        *_inert_of_method(recipe),
     ]
+    return _remarks(inert)
+
+
+def without_effect_here(recipe: Recipe, model: CLIP, pairs: Pairs) -> list[str]:
+    """As `without_effect`, because of the model and the data that the recipe names."""
+    data, wanted = recipe.data, find_method(recipe.method_name)[0].trains_on
+    name = f"method.name = '{recipe.method_name}'"
+    has_one_prompt = isinstance(pairs, LabelledBatches) and len(pairs.caption_templates) == 1
+    # Dropout, too, is active only while statistics are updated.
+    is_constant = not any(isinstance(part, _BatchNorm | _DropoutNd) for part in model.net.modules())
+    inert: list[Inert] = [
+        *((data, keys, why, True) for keys, why in unused_keys(pairs)),
+        (data, "data.templates", f"{name} does not train on labels", wanted != "labelled"),
+        (data, "data.text_cache", f"{name} uses no text", wanted == "images"),
+        (data, "data.text_cache", "each class has one prompt, encoded once", has_one_prompt),
+        (recipe.train, "train.batch_norm", f"{model.name} has no batch normalisation", is_constant),
+    ]
+    return _remarks(inert)
+
+
+def _inert_of_method(recipe: Recipe) -> list[Inert]:
+    method, train = recipe.method, recipe.train
+    inert: list[Inert] = []
     if isinstance(method, RegularisedConfig):
         of_features, of_logits = "method.feature_norm", "method.logit_temperature method.logit_gradients"
         of_both = "method.reference method.clean_gradients method.original_sees"
@@ -126,15 +169,26 @@ def without_effect(recipe: Recipe) -> list[str]:
             (method, of_both, "neither regulariser has a weight", plain),
             (method, "method.clean_gradients", "method.reference = 'frozen'", frozen and not plain),
         ]
-    if find_method(recipe.method_name)[0].trains_on == "images" and recipe.train.trains_texts:
+        if method.logit_weight > 0 and not train.trains_texts:
+            inert.append((method, "method.logit_gradients", "only the image tower is trained", True))
+    if isinstance(method, PMGAFTConfig) and method.original_weight == 0 == method.clean_weight:
+        inert.append((method, "method.divergence", "neither divergence has a weight", True))
+    if isinstance(method, TGAZSRConfig) and method.refinement_weight == 0 == method.constraint_weight:
+        inert.append((method, "method.attention_norm", "neither attention map has a weight", True))
+    if find_method(recipe.method_name)[0].trains_on == "images" and train.trains_texts:
         why = f"no loss of method.name = '{recipe.method_name}' reaches the text tower"
-        inert.append((recipe.train, "train.unfreeze", why, True))
-    return [
-        f"{key} has no effect here: {why}"
+        inert.append((train, "train.unfreeze", why, True))
+    return inert
+
+
+def _remarks(inert: Iterable[Inert]) -> list[str]:
+    found = {
+        key: f"{key} has no effect here: {why}"
         for config, keys, why, applies in inert
         for key in keys.split()
         if applies and _is_set(config, key.partition(".")[2])
-    ]
+    }
+    return list(found.values())
 
 
 def _is_set(config: Any, name: str) -> bool:

@@ -1,0 +1,87 @@
+"""What a run says of keys that change nothing because of its model and data is true."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from advflyp.training.build import build
+from advflyp.training.recipe import read_recipe
+from advflyp.training.update import update
+from data.test_training import class_tree
+from helpers import models_in_float64, write_shards
+
+LABELLED = {"method.name": "tecoa", "data.train": "classes"}
+PROXY = {"method.name": "flyp", "data.train": "mini/proxy", "data.limit": 40}
+MINI = {"data.train": "mini", "data.limit": 40}
+FARE = {"method.name": "fare"}
+TEMPLATES = "a {} | the {}"
+IN_MEMORY = "a mini corpus is in memory, and its images are composed"
+NOT_ON_LABELS = "method.name = 'advflyp' does not train on labels"
+
+
+def steps(recipe: Path, keys: dict[str, Any], out: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights after an epoch and a step, and what was said before."""
+    with models_in_float64():
+        run = build(read_recipe(recipe, keys), out)
+    for batch in [*run.pairs.epoch(0), next(run.pairs.epoch(1))]:
+        update(run, batch)
+        run.state.step += 1
+    run.close()
+    return run.model.state_dict(), [note for note in run.notes if "no effect" in note]
+
+
+@pytest.fixture
+def recipe(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    class_tree(tmp_path / "classes", 40)
+    write_shards(tmp_path / "shards", 40, 20)
+    monkeypatch.chdir(tmp_path)
+    text = recipe.read_text().replace("feature_weight = 1.0\nlogit_weight = 1.0\n", "")
+    recipe.write_text(text.replace("deterministic = true", "deterministic = false"))
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "value", "why"),
+    [
+        ({}, "data.templates", TEMPLATES, NOT_ON_LABELS),
+        (MINI, "data.templates", TEMPLATES, NOT_ON_LABELS),
+        ({}, "data.shuffle_buffer", 5, "the pairs are not in shards"),
+        ({}, "data.size", 30, "the pairs are not in shards"),
+        (LABELLED, "data.shuffle_buffer", 5, "labelled images are not read in the order of shards"),
+        (LABELLED, "data.caption_column", "text", "labelled images are not read in the order of shards"),
+        (LABELLED, "data.text_cache", "cache", "each class has one prompt, encoded once"),
+        (MINI, "data.interpolation", "bilinear", IN_MEMORY),
+        (PROXY, "data.resize", 40, IN_MEMORY),
+        (PROXY, "data.loader", "process", IN_MEMORY),
+        (FARE, "data.text_cache", "cache", "method.name = 'fare' uses no text"),
+        ({}, "train.batch_norm", "update", "{model} has no batch normalisation"),
+    ],
+)
+def test_a_key_that_is_named_changes_nothing(
+    keys: dict[str, Any], key: str, value: Any, why: str, recipe: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    without, _ = steps(recipe, keys, tmp_path / "without")
+    weights, said = steps(recipe, {**keys, key: value}, tmp_path / "run")
+    assert said == [f"{key} has no effect here: {why.format(model=tiny_folder)}"]
+    assert all(torch.equal(weight, without[name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"data.train": "shards", "data.shuffle_buffer": 5, "data.text_cache": "cache"},
+        {"data.also": "shards", "data.shuffle_buffer": 5, "data.resize": 40},
+        {**PROXY, "data.templates": TEMPLATES, "data.text_cache": "cache"},
+        {**LABELLED, "data.resize": 40, "data.interpolation": "bilinear", "data.templates": TEMPLATES},
+    ],
+)
+def test_no_key_that_changes_something_is_named(keys: dict[str, Any], recipe: Path, tmp_path: Path) -> None:
+    assert steps(recipe, keys, tmp_path / "run")[1] == []
+
+
+def test_statistics_of_a_resnet_are_updated(recipe: Path, tmp_path: Path, tiny_rn_folder: Path) -> None:
+    keys = {"model.name": str(tiny_rn_folder), "train.batch_norm": "update"}
+    assert steps(recipe, keys, tmp_path / "run")[1] == []
