@@ -8,7 +8,9 @@ import json
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -482,7 +484,7 @@ def test_a_row_group_of_one_large_value_is_unpacked_row_by_row(
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_one_value_in_every_row_is_held_once(tmp_path: Path, nested: bool) -> None:
-    """What the file says of the sizes is its author's word: the rows are of a dictionary."""
+    """Whatever the file says of the sizes, which is its author's word."""
     large = bytes(2 << 20)
     image = pa.array([{"bytes": large, "path": None}] * 64) if nested else pa.array([large] * 64)
     table = pa.table({"image": image, "caption": pa.array([["x", "y"]] * 64)})
@@ -493,6 +495,63 @@ def test_one_value_in_every_row_is_held_once(tmp_path: Path, nested: bool) -> No
         assert sample.image == large and sample.captions() == ("x", "y")
         most, count = max(most, pa.total_allocated_bytes() - before), count + 1
     assert count == 64 and most < 32 << 20
+
+
+@pytest.mark.parametrize("kind", ["images", "structs", "paths", "lists"])
+def test_a_large_row_group_is_read_in_linear_time(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow would copy all earlier values of the group for every batch."""
+    copied = 0
+
+    class Counting(pq.ParquetFile):
+        def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
+            nonlocal copied
+            for batch in super().iter_batches(*args, **kwargs):
+                for column in map(batch.column, range(batch.num_columns)):
+                    held = [column, *column.flatten()] if pa.types.is_struct(column.type) else [column]
+                    held = [one.flatten() if pa.types.is_list(one.type) else one for one in held]
+                    copied += sum(one.dictionary.nbytes for one in held if hasattr(one, "dictionary"))
+                yield batch
+
+    if kind in ("images", "structs"):
+        n, image = 2000, [number.to_bytes(2, "big") * 2000 for number in range(2000)]
+        captions = [f"caption {number}" for number in range(n)]
+    else:
+        n = 20_000
+        image = [f"{number}.png" for number in range(n)]
+        captions = [[f"one of {number}", f"two of {number}"] for number in range(n)]
+    images: Any = [{"bytes": data, "path": f"{data[:2]}"} for data in image] if kind == "structs" else image
+    texts = [" ".join(both) for both in captions] if kind == "paths" else captions
+    table = pa.table({"image": images, "caption": texts})
+    pq.write_table(table, tmp_path / "t.parquet", dictionary_pagesize_limit=1000)
+    group = pq.read_metadata(tmp_path / "t.parquet").row_group(0)
+    texts_only = ["caption"] if kind in ("images", "structs") else ["image", "caption"]
+    size = sum(tables._column_bytes(group, [column]) for column in texts_only)
+    monkeypatch.setattr(tables.pq, "ParquetFile", Counting)
+    found = list(in_order(open_source(str(tmp_path / "t.parquet"))))
+    if kind in ("images", "structs"):
+        assert [sample.image for sample in found] == image
+    else:
+        assert [sample.key for sample in found] == image
+    expected = [tuple(both) if kind == "lists" else (both,) for both in texts]
+    assert [sample.captions() for sample in found] == expected
+    assert copied <= 64 * size
+
+
+def test_columns_of_different_lengths_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = tables._cells
+
+    def shorter(*where: Any) -> Iterator[pa.Scalar]:
+        return islice(cells(*where), 2 if where[-1] in ("caption", "txt") else None)
+
+    monkeypatch.setattr(tables, "_cells", shorter)
+    path = build("parquet, bytes", tmp_path)
+    found = [sample.problem for sample in in_order(open_source(str(path)))]
+    assert found == [None, None, "damaged shard", "damaged shard", None, None]
+    pq.write_table(pa.table({"image": ["a.png"] * 3, "caption": ["x"] * 3}), path)
+    with pytest.raises(ValueError, match=r"t\.parquet is not a readable Parquet file: its columns differ"):
+        open_source(str(path))
 
 
 def test_rows_without_end_of_one_image(tmp_path: Path) -> None:

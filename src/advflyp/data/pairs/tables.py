@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,8 +24,11 @@ from advflyp.data.pairs.samples import Sample, Sharded
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, MAX_TABLE_BYTES
 
-# Maximum rows of a Parquet file that are decoded at a time.
+# Rows of a dataset that are decoded at a time; of a group in a Parquet file, see `_cells`.
 BATCH_ROWS = 64
+BATCHES, MAX_BATCH_ROWS = 64, 1 << 16
+# Cells of more bytes, on average, hold images or something else that is not text.
+MAX_SMALL_CELL = 1024
 # Rows that name no image, or are of no use for another reason: in memory, unlike in Parquet, each takes room.
 MAX_UNUSABLE = 1 << 20
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
@@ -275,19 +278,42 @@ def _rows(
     Raises:
         ValueError: The file cannot be opened; `DamagedFile` if it is damaged.
     """
-    columns = [image] if caption is None else [image, caption]
     with open_binary(address) as stream, reading(address):
         metadata = pq.read_metadata(stream)
-        leaves = map(metadata.schema.column, range(metadata.num_columns))
-        # A few kilobytes can repeat one value in every row; read as a dictionary, it is held once.
-        paths = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        own = [path for path in paths if path.split(".")[0] in columns]
-        with pq.ParquetFile(stream, metadata=metadata, read_dictionary=own) as file:
-            for number in range(file.num_row_groups) if group is None else [group]:
-                most = rows_at_a_time(file, number, columns, BATCH_ROWS)
-                for batch in file.iter_batches(most, [number], columns):
-                    texts = [None] * len(batch) if caption is None else batch.column(caption)
-                    yield from zip(batch.column(image), texts, strict=True)
+        for number in range(metadata.num_row_groups) if group is None else [group]:
+            images = _cells(stream, metadata, number, image)
+            if caption is None:
+                yield from ((cell, None) for cell in images)
+                continue
+            for cell, text in zip_longest(images, _cells(stream, metadata, number, caption)):
+                if cell is None or text is None:
+                    raise DamagedFile(
+                        f"{address} is not a readable Parquet file: its columns differ in length"
+                    )
+                yield cell, text
+
+
+def _cells(stream: BinaryIO, metadata: pq.FileMetaData, group: int, column: str) -> Iterator[pa.Scalar]:
+    """The cells of a column of a row group, without trusting what the file says of their sizes.
+
+    A few kilobytes can repeat one large value in every row, or in every item of a list. Large cells are therefore
+    read one row at a time. Lists and small cells are read as a dictionary, which holds each value once. But Arrow keeps
+    all earlier values of the group in that dictionary and copies it for every batch, which takes quadratic time unless
+    the batches are a share of the group.
+    """
+    chunks = metadata.row_group(group)
+    leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    own = [leaf for leaf in leaves if _is_of(leaf.path, column)]
+    size = _column_bytes(chunks, [column])
+    is_large = size > MAX_SMALL_CELL * chunks.num_rows or size > MAX_IMAGE_BYTES
+    if is_large and not any(leaf.max_repetition_level for leaf in own):
+        rows, names = 1, []
+    else:
+        rows = min(max(chunks.num_rows // BATCHES, BATCH_ROWS), MAX_BATCH_ROWS)
+        names = [leaf.path for leaf in own if leaf.physical_type == "BYTE_ARRAY"]
+    with pq.ParquetFile(stream, metadata=metadata, read_dictionary=names) as file:
+        for batch in file.iter_batches(rows, [group], [column]):
+            yield from batch.column(column)
 
 
 def rows_at_a_time(file: pq.ParquetFile, group: int, columns: Collection[str], most: int) -> int:
@@ -301,10 +327,15 @@ def rows_at_a_time(file: pq.ParquetFile, group: int, columns: Collection[str], m
     )
 
 
+def _is_of(leaf: str, column: str) -> bool:
+    """Whether a path in a Parquet schema is the column or a field in it; a column's name may itself have dots."""
+    return leaf == column or leaf.startswith(f"{column}.")
+
+
 def _column_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
     """The uncompressed bytes of the largest of some columns of a row group; 0 if it has none of them."""
     chunks = [group.column(number) for number in range(group.num_columns)]
-    own = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+    own = [chunk for chunk in chunks if any(_is_of(chunk.path_in_schema, column) for column in columns)]
     return max((chunk.total_uncompressed_size for chunk in own), default=0)
 
 
