@@ -1,11 +1,14 @@
 """Lists of addresses: what becomes a row of a download."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from advflyp.data.pairs import tables
 from advflyp.data.web.url_list import open_urls
 
 
@@ -58,4 +61,40 @@ def test_one_column_may_hold_both(tmp_path: Path) -> None:
     open_urls(tmp_path / "l.csv", caption_column="url").write_slice(0, 1, tmp_path / "slice.parquet", ["url"])
     assert pq.read_table(tmp_path / "slice.parquet").to_pylist() == [
         {"url": "http://a/1", "caption": "http://a/1"}
+    ]
+
+
+@pytest.mark.parametrize("kind", ["text", "lists", "mappings", "categories", "views"])
+def test_numbers_and_lists_do_not_make_batches_small(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow copies all earlier values of a row group for every batch, so small ones take quadratic time."""
+    batches = 0
+
+    class Counting(pq.ParquetFile):
+        def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
+            nonlocal batches
+            for batch in super().iter_batches(*args, **kwargs):
+                batches += 1
+                yield batch
+
+    monkeypatch.setattr(tables.pq, "ParquetFile", Counting)
+    monkeypatch.setattr(tables, "MAX_IMAGE_BYTES", 1 << 16)
+    n = 5000
+    urls, texts = [f"http://a/{number}" for number in range(n)], [f"caption {number}" for number in range(n)]
+    captions = {
+        "text": pa.array(texts),
+        "lists": pa.array([[text, "b"] for text in texts]),
+        "mappings": pa.array([{"raw": text} for text in texts]),
+        "categories": pa.array(texts).dictionary_encode(),
+        "views": pa.array(texts, pa.string_view()),
+    }
+    table = pa.table({"url": urls, "caption": captions[kind], "width": range(n)})
+    pq.write_table(table, tmp_path / "urls.parquet")
+    source = open_urls(tmp_path / "urls.parquet")
+    assert source.write_slice(10, n - 10, tmp_path / "slice.parquet", ["width"]) == (n - 20, {})
+    assert batches <= 64
+    end = "\nb" if kind == "lists" else ""
+    assert pq.read_table(tmp_path / "slice.parquet").to_pylist() == [
+        {"url": urls[number], "caption": texts[number] + end, "width": number} for number in range(10, n - 10)
     ]

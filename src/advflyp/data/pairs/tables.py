@@ -303,7 +303,7 @@ def _cells(stream: BinaryIO, metadata: pq.FileMetaData, group: int, column: str)
     """
     chunks = metadata.row_group(group)
     leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
-    own = [leaf for leaf in leaves if _is_of(leaf.path, column)]
+    own = [leaf for leaf in leaves if is_of(leaf.path, column)]
     size = _column_bytes(chunks, [column])
     is_large = size > MAX_SMALL_CELL * chunks.num_rows or size > MAX_IMAGE_BYTES
     if is_large and not any(leaf.max_repetition_level for leaf in own):
@@ -327,7 +327,7 @@ def rows_at_a_time(file: pq.ParquetFile, group: int, columns: Collection[str], m
     )
 
 
-def _is_of(leaf: str, column: str) -> bool:
+def is_of(leaf: str, column: str) -> bool:
     """Whether a path in a Parquet schema is the column or a field in it; a column's name may itself have dots."""
     return leaf == column or leaf.startswith(f"{column}.")
 
@@ -335,7 +335,7 @@ def _is_of(leaf: str, column: str) -> bool:
 def _column_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
     """The uncompressed bytes of the largest of some columns of a row group; 0 if it has none of them."""
     chunks = [group.column(number) for number in range(group.num_columns)]
-    own = [chunk for chunk in chunks if any(_is_of(chunk.path_in_schema, column) for column in columns)]
+    own = [chunk for chunk in chunks if any(is_of(chunk.path_in_schema, column) for column in columns)]
     return max((chunk.total_uncompressed_size for chunk in own), default=0)
 
 

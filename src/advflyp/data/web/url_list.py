@@ -18,7 +18,7 @@ from advflyp.data.pairs.arrow_cells import from_arrow
 from advflyp.data.pairs.cells import address_in, captions_in
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
-from advflyp.data.pairs.tables import is_text, parquet_file, rows_at_a_time
+from advflyp.data.pairs.tables import is_of, is_text, parquet_file, rows_at_a_time
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.files import write_atomically
@@ -69,8 +69,7 @@ class UrlList:
         count = 0
         writer: pq.ParquetWriter | None = None
         with write_atomically(target) as file, ExitStack() as stack:
-            # One column may have two uses.
-            for table in self._read(start, stop, list(dict.fromkeys([self.url, self.caption, *extra]))):
+            for table in self._read(start, stop, extra):
                 part = self._pairs(table, extra, bad)
                 count += len(part)
                 writer = writer or stack.enter_context(pq.ParquetWriter(file, part.schema))
@@ -95,16 +94,31 @@ class UrlList:
         }
         return pa.table(columns | {name: _in_utf8(table.column(name).take(numbers)) for name in extra})
 
-    def _read(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
+    def _read(self, start: int, stop: int, extra: Sequence[str]) -> Iterator[pa.Table]:
+        # One column may have two uses.
+        columns = list(dict.fromkeys([self.url, self.caption, *extra]))
         if self._table is not None:
             yield self._table.select(columns).slice(start, stop - start)
             return
         # A few bytes can repeat the same ten megabytes in a million rows; read as a dictionary, they stay small.
         with parquet_file(str(self.path)) as file:
             kinds = {name: file.schema_arrow.field(name).type for name in columns}
+            leaves = list(map(file.schema.column, range(len(file.schema))))
         plain = (pa.string(), pa.large_string(), pa.binary())
         texts = [name for name, kind in kinds.items() if kind in plain]
-        others = kinds.keys() - set(texts)
+        # Addresses and captions in lists or mappings; a further column is written as it is.
+        nested = {self.url, self.caption} - {*texts, *extra}
+        texts += [
+            leaf.path
+            for leaf in leaves
+            if leaf.physical_type == "BYTE_ARRAY" and any(is_of(leaf.path, name) for name in nested)
+        ]
+        # Small batches would take quadratic time: Arrow copies the dictionary for each.
+        others = [
+            name
+            for name, kind in kinds.items()
+            if name not in (*texts, *nested) and not pa.types.is_primitive(kind)
+        ]
         with parquet_file(str(self.path), read_dictionary=texts) as file:
             begin = 0
             for group in range(file.num_row_groups):
