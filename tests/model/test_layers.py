@@ -12,6 +12,8 @@ import pytest
 import torch
 from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transformer import Transformer
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.std_conv import ScaledStdConv2d, StdConv2d
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -102,6 +104,7 @@ def test_other_uses_of_attention_are_pytorchs() -> None:
         (4, {"stride": 4}, (8, 12)),
         ((2, 4), {"stride": (2, 4)}, (8, 12)),
         (4, {"stride": 4}, (9, 13)),  # a margin that the convolution leaves out
+        (1, {"stride": 2}, (9, 12)),  # as in MobileOne's stem
         (3, {"stride": 2, "padding": 1}, (8, 12)),
         (4, {"stride": 4, "padding": 2}, (8, 12)),
         (2, {"stride": 2, "dilation": 2}, (8, 12)),
@@ -208,6 +211,37 @@ def test_every_convolution_of_pixels_is_patched_and_no_subclass() -> None:
     assert list(map(type, tower)) == [Float32Conv2d, nn.Conv2d, Float32Conv2d, Standardised]
     without = nn.ModuleList([nn.Linear(3, 4)])
     patch_layers(without, without)
+
+
+def test_single_pixels_are_multiplied() -> None:
+    """The backward pass of such a convolution, of images of 256 pixels in channels-last layout, crashes torch."""
+    layer = nn.Conv2d(3, 4, 1, stride=2)
+    layer.__class__ = Float32Conv2d
+    images = torch.rand(2, 3, 9, 12).contiguous(memory_format=torch.channels_last)
+    with Called() as found:
+        layer(images).sum().backward()
+    assert not any("convolution" in name for name in found.names)
+
+
+@pytest.mark.parametrize("kind", [StdConv2d, ScaledStdConv2d, Conv2dSame])
+def test_timms_own_convolutions_of_pixels_are_not_rounded(kind: Any) -> None:
+    """They pad the image or standardise the weights first, and read pixels all the same."""
+    plain = kind(3, 4, 3, stride=2)
+    ours = deepcopy(plain)
+    for _ in range(2):
+        patch_layers(nn.Sequential(ours), nn.Sequential(ours))
+    assert ORIGINALS[type(ours)] is kind and ours.state_dict().keys() == plain.state_dict().keys()
+    images = torch.rand(2, 3, 9, 13)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plain(images).dtype == torch.bfloat16
+        assert torch.equal(ours(images), deepcopy(ours)(images))
+        assert ours(images).dtype == torch.float32
+        found = ours(images)
+    assert torch.equal(found, plain(images))
+    for one, other in zip(
+        gradients(ours.double(), images.double()), gradients(plain.double(), images.double()), strict=True
+    ):
+        assert_equal64(one, other)
 
 
 def test_by_default_nothing_is_computed_in_float64(any_tiny: CLIP) -> None:

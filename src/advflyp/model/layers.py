@@ -1,5 +1,6 @@
 """Replacements for layers of open_clip's towers, with the same parameters, names and results."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,12 @@ class Float32Conv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        kind, tiles = input.device.type, self._tiles(input)
+        kind = input.device.type
+        # As a convolution of images in channels-last layout, its backward pass crashes torch 2.15 on the CPU.
+        single = self.kernel_size == (1, 1) and self.padding in ((0, 0), "valid") and self.groups == 1
+        if single:
+            input = input[..., :: self.stride[0], :: self.stride[1]]
+        tiles = single or self._tiles(input)
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         if rounds_products(kind, convolution=not tiles):
             exact = torch.float64
@@ -187,15 +193,33 @@ ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+@cache
+def keeping_pixels(kind: Any) -> Any:
+    """A subclass of a layer that reads pixels and does more than multiply by its weights, such as padding the image or
+    standardising the weights first: autocast does not round its pixels. Those of torch's settings it follows.
+    """
+
+    class Kept(kind):
+        def forward(self, input: Tensor) -> Tensor:
+            with torch.autocast(input.device.type, enabled=False):
+                return super().forward(input.to(self.weight.dtype))
+
+    ORIGINALS[Kept] = kind
+    return Kept
+
+
 def patch_layers(net: nn.Module, visual: nn.Module) -> None:
     """Turn layers of an open_clip model into those of this module.
 
     Only the modules' `__class__` changes, so parameter names stay open_clip's.
     """
     for module in visual.modules():
-        # Those that read pixels. Subclasses compute something else, and stay as they are.
-        if type(module) is nn.Conv2d and module.in_channels == 3:
-            module.__class__ = Float32Conv2d
+        # Those that read pixels. Subclasses compute something else; the user's own stay as they are.
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            if type(module) is nn.Conv2d:
+                module.__class__ = Float32Conv2d
+            elif type(module).__module__.startswith("timm."):
+                module.__class__ = keeping_pixels(type(module))
     for module in net.modules():
         # open_clip uses it without dropout, extra keys or inputs of different widths.
         if type(module) is nn.MultiheadAttention:
