@@ -219,3 +219,67 @@ def test_architectures_of_the_same_sizes() -> None:
     assert similar_architectures(state | {"visual.positional_embedding": torch.ones(0, 3)}) == []
     state.pop("visual.conv1.weight")
     assert similar_architectures(state) == []
+
+
+def test_a_random_coca_model_holds_no_uninitialised_memory() -> None:
+    """open_clip never fills the projection of its decoder: it may be NaN, and no seed determines it."""
+    config: Any = {
+        **CONFIG,
+        "custom_text": True,
+        "vision_cfg": {**CONFIG["vision_cfg"], "output_tokens": True},
+        "text_cfg": {**CONFIG["text_cfg"], "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 1},
+    }
+    empty, projections = torch.empty, []
+    for filling in (1.0, torch.nan):
+
+        def filled(*size: Any, value: float = filling, **how: Any) -> torch.Tensor:
+            return empty(*size, **how).fill_(value)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "empty", filled)
+            torch.manual_seed(0)
+            net: Any = new_net(config)
+            projections.append(net.text_decoder.text_projection.detach())
+    assert torch.equal(*projections) and 0.1 < float(projections[0].std()) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("tower", "options"),
+    [
+        ("image", {"pool_type": "none"}),
+        ("image", {"attentional_pool": "parallel", "width": 24, "head_width": 8, "attn_pooler_heads": 2}),
+        ("text", {"pool_type": "none"}),
+    ],
+)
+def test_a_tower_that_pools_nothing(
+    made: tuple[Any, Any, Any], tower: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its many vectors for each image or text are no embedding."""
+    table = {"image": "vision_cfg", "text": "text_cfg"}[tower]
+    config: Any = {**CONFIG, table: {**CONFIG[table], **options}}
+    (tmp_path / "architectures" / "unpooled.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "architectures")
+    preprocess: Any
+    net, _, preprocess = open_clip.create_model_and_transforms("unpooled")
+    refused = f"the {tower} tower returns tokens instead of one embedding for each {tower}; choose another"
+    with pytest.raises(ValueError, match=refused):
+        advflyp.CLIP.from_open_clip(net, preprocess, made[2], architecture=config)
+    with pytest.raises(ValueError, match=refused):
+        evaluate(
+            load_model("unpooled/random", device="cpu"), ["mini/flags"], ["clean"], limit=2, device="cpu"
+        )
+
+
+def test_a_logit_scale_with_one_dimension_is_a_scalar(made: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    """open_clip's `nonscalar_logit_scale`, for FSDP."""
+    config: Any = {**CONFIG, "nonscalar_logit_scale": True, "init_logit_bias": -10}
+    (tmp_path / "architectures" / "nonscalar.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "architectures")
+    net: Any
+    preprocess: Any
+    net, _, preprocess = open_clip.create_model_and_transforms("nonscalar")
+    model = advflyp.CLIP.from_open_clip(net, preprocess, made[2], architecture=config)
+    assert net.logit_scale.shape == (1,)
+    assert model.logit_scale.shape == () and model.logit_scale == net.logit_scale.exp()
+    assert model.logit_bias is not None and model.logit_bias.shape == () and model.logit_bias == -10

@@ -84,7 +84,12 @@ def new_net(model_cfg: Mapping[str, Any]) -> nn.Module:
     kind: Any = open_clip.CLIP
     if arguments.pop("custom_text", False) or text.get("hf_model_name"):
         kind = open_clip.CoCa if "multimodal_cfg" in arguments else open_clip.CustomTextCLIP
-    return kind(**arguments)
+    net: Any = kind(**arguments)
+    if kind is open_clip.CoCa:
+        # open_clip leaves it as the memory was; the others of the decoder are initialised.
+        projection = net.text_decoder.text_projection
+        nn.init.normal_(projection, std=len(projection) ** -0.5)
+    return net
 
 
 def _text_tower_folder(name: str) -> Path:
@@ -226,7 +231,10 @@ def embeds_as(net: Any, model_cfg: Mapping[str, Any]) -> bool:
 
 def _embeddings(net: Any, images: Tensor, tokens: Tensor) -> Tensor:
     device = next(net.parameters()).device
-    found = (net.encode_image(images.to(device)), net.encode_text(tokens.to(device)))
+    found = (
+        pooled(net.encode_image(images.to(device)), "image"),
+        pooled(net.encode_text(tokens.to(device)), "text"),
+    )
     return torch.cat([nn.functional.normalize(one, dim=-1) for one in found])
 
 
@@ -241,6 +249,21 @@ def _of_the_same_weights(net: nn.Module, model_cfg: Mapping[str, Any]) -> nn.Mod
             tensor = torch.full_like(tensor, -torch.inf).triu_(1)
         setattr(module, own, tensor)
     return built
+
+
+def pooled(features: Tensor, what: str) -> Tensor:
+    """The output of a tower, (N, d); ValueError if its configuration leaves all tokens unpooled, (N, L, d).
+
+    Args:
+        features: The output.
+        what: "image" or "text".
+    """
+    if features.dim() != 2:
+        raise ValueError(
+            f"the {what} tower returns tokens instead of one embedding for each {what}; choose another pooling in its "
+            "configuration (pool_type, attentional_pool, timm_pool)"
+        )
+    return features
 
 
 def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:

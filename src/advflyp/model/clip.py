@@ -16,7 +16,7 @@ from torchvision import transforms
 from advflyp.data.sets.prompts import several_texts
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
-from advflyp.model.architectures import architecture_config, config_of, embeds_as, is_built_by
+from advflyp.model.architectures import architecture_config, config_of, embeds_as, is_built_by, pooled
 from advflyp.model.graphs import Graphs
 from advflyp.model.layers import patch_layers
 from advflyp.model.patches import Patches, embed_patches, patch_grid
@@ -138,13 +138,13 @@ class CLIP(InPrecision, nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """τ⁻¹, a scalar; the exponential is already applied."""
-        return at_least_float32(self.net.logit_scale).exp()
+        return at_least_float32(self.net.logit_scale).exp().reshape(())
 
     @property
     def logit_bias(self) -> Tensor | None:
         """b of the sigmoid loss, a scalar; None for a model that was pretrained with another loss."""
         bias = getattr(self.net, "logit_bias", None)
-        return None if bias is None else at_least_float32(bias)
+        return None if bias is None else at_least_float32(bias).reshape(())
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings.
@@ -178,7 +178,7 @@ class CLIP(InPrecision, nn.Module):
                 positions = positions_at(self.visual, size, self.name)
                 features = functional_call(self.visual, positions, (self.normalised(images),))
                 features = features[0] if isinstance(features, tuple) else features
-        return at_least_float32(features)
+        return at_least_float32(pooled(features, "image"))
 
     def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
         """Make a zero-shot classifier.
@@ -248,7 +248,7 @@ class CLIP(InPrecision, nn.Module):
             )
         with self._autocast():
             features = encode_unpadded(self.net, tokens, self.device)
-        return F.normalize(at_least_float32(features), dim=-1)
+        return F.normalize(at_least_float32(pooled(features, "text")), dim=-1)
 
     def _in_parts(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if self.micro_batch is None:

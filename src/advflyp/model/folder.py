@@ -134,7 +134,7 @@ def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = 
             stacklevel=2,
         )
     with draft_folder(folder) as draft:
-        _write(model, draft, card, half)
+        _write(model, draft, card, half, folder)
         publish_folder(draft, folder, replace=True)
 
 
@@ -152,12 +152,13 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
+def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool, asked: Path) -> None:
+    """Write the files into `folder`, a draft of the folder `asked` for."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     if wrong := not_finite(state):
-        raise ValueError(f"{model.name} is not saved to {folder}: {broken_weights(wrong)}")
+        raise ValueError(f"{model.name} is not saved to {asked}: {broken_weights(wrong)}")
     # Not save_file: it makes files that only their owner can read.
     with write_atomically(folder / WEIGHTS_FILE) as file:
         file.write(safetensors.torch.save(state))
