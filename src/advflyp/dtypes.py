@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advflyp.config import LARGEST_INTEGER
+
 # Metal has no float64 on any machine.
 WITHOUT_FLOAT64 = ("mps",)
 
@@ -20,8 +22,10 @@ def in_float64(x: Tensor) -> Tensor:
 
 
 def whole(value: Any, name: str) -> int:
-    """A number of Python, NumPy or torch as an int, which results can store; ValueError unless it is a whole number."""
+    """A number of Python, NumPy or torch as an int, which results can store; ValueError for any that they cannot."""
     number = value.item() if hasattr(value, "item") else value
-    if not isinstance(number, int | float) or not float(number).is_integer():
+    if not isinstance(number, int | float) or (isinstance(number, float) and not number.is_integer()):
         raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if abs(number) > LARGEST_INTEGER:
+        raise ValueError(f"{name} must be at most {LARGEST_INTEGER:,} in size")
     return int(number)

@@ -304,6 +304,9 @@ def test_a_function_alone_is_an_attack(tiny: CLIP, known_sets: LabelledSet) -> N
         (("mini", torch.utils.data.TensorDataset()), "takes an advflyp.LabelledSet or its name, not TensorDataset"),
         (("mini", "mini/food", 3), "3 cannot be called"),
         (("mini", "mini/food", "clean", None), "eps is a number, 4 / 255 for four grey levels, not None"),
+        (([],), "there is nothing to measure; give a model, a set and an attack"),
+        (("mini", []), "nothing to measure"),
+        (("mini", "mini/food", []), "nothing to measure"),
     ],
 )  # fmt: skip
 def test_other_objects_are_refused(arguments: tuple, message: str) -> None:
@@ -357,11 +360,18 @@ def test_objects_in_place_of_names(tiny: CLIP, known_sets: LabelledSet, tmp_path
         ({"sets": ["mini/foood"]}, "there is no set 'mini/foood'; did you mean 'mini/food'"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": 2**63}, "seed must be at most 9,223,372,036,854,775,807 in size"),
+        ({"seed": -(10**400)}, "seed must be at most 9,223,372,036,854,775,807 in size"),
+        ({"seed": float("inf")}, "seed must be a whole number, not inf"),
+        ({"protocol": "tecoa"}, "protocol must be a Protocol, such as find_protocol gives, not 'tecoa'"),
+        ({"out": ""}, r"^\. is a folder; name a file, for example results\.jsonl$"),
     ],
 )
-def test_mistakes(tiny: CLIP, arguments: dict, message: str) -> None:
+def test_mistakes(tiny: CLIP, arguments: dict, message: str, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
     with pytest.raises(ValueError, match=message):
-        evaluate(tiny, **arguments)
+        evaluate(tiny, **{"out": out, **arguments})
+    assert not out.exists()
 
 
 def test_every_image_is_in_the_parquet_beside(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:

@@ -211,6 +211,8 @@ def known_cells(store: Path | None, read: Callable[[Path], list[M]]) -> dict[tup
     """
     if store is None:
         return {}
+    if not store.name:
+        raise ValueError(f"{store} is a folder; name a file, for example results.jsonl")
     if store.suffix in (SAMPLES, UNFINISHED):
         raise ValueError(
             f"{store} is what results call a folder of theirs; give the file another ending, as in "

@@ -95,7 +95,7 @@ def evaluate(
         One cell per model × dataset × attack × ε.
 
     Raises:
-        ValueError: Unknown names, or radii that are not above 0.
+        ValueError: Unknown names, nothing to measure, or radii that are not above 0.
     """
     suite = _Suite(
         protocol, limit, batch_size, precision, compile, graphs, seed, sanity, out, save_images, progress, watch
@@ -152,6 +152,10 @@ class _Suite:
     watch: Callable[[Cell, SetProgress], None]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.protocol, Protocol):
+            raise ValueError(
+                f"protocol must be a Protocol, such as find_protocol gives, not {self.protocol!r}"
+            )
         self.store = None if self.out is None else Path(self.out)
         self.seed = whole(self.seed, "seed")
         self.limit = None if self.limit is None else whole(self.limit, "limit")
@@ -169,6 +173,8 @@ class _Suite:
         device: torch.device,
     ) -> list[Cell]:
         """Every cell, including the known ones."""
+        if not (models and datasets and wanted):
+            raise ValueError("there is nothing to measure; give a model, a set and an attack")
         known, result = ranks.broadcast_from_rank0(lambda: known_cells(self.store, read_cells)), []
         for one in models:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
