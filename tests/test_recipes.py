@@ -302,6 +302,8 @@ def test_a_recipe_in_utf_16_is_printed(tmp_path: Path) -> None:
          ["data.text_cache has no effect here: train.deterministic = true"]),
         ({"data.text_cache": "x", "train.unfreeze": "all"},
          ["data.text_cache has no effect here: train.unfreeze = 'all'"]),
+        ({"attack.steps": 0, "method.original_sees": "clean"},
+         ["method.original_sees has no effect here: attack.steps = 0"]),
         ({"method.logit_gradients": "all"},
          ["method.logit_gradients has no effect here: only the image tower is trained"]),
         ({"method.name": "pmg_aft", "method.original_weight": 0, "method.clean_weight": 0, "method.divergence": "sum"},

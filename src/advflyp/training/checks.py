@@ -168,6 +168,7 @@ def _inert_of_method(recipe: Recipe) -> list[Inert]:
             (method, of_logits, "method.logit_weight = 0", method.logit_weight == 0),
             (method, of_both, "neither regulariser has a weight", plain),
             (method, "method.clean_gradients", "method.reference = 'frozen'", frozen and not plain),
+            (method, "method.original_sees", "attack.steps = 0", recipe.attack.steps == 0 and not plain),
         ]
         if method.logit_weight > 0 and not train.trains_texts:
             inert.append((method, "method.logit_gradients", "only the image tower is trained", True))
