@@ -113,13 +113,14 @@ Inert = tuple[Any, str, str, bool]
 
 
 def without_effect(recipe: Recipe) -> list[str]:
-    """A remark for each key that is set but changes nothing, because of the others."""
+    """A remark for each key that is set but changes nothing, because of the others.
+
+    What is switched off as a whole, as by attack.steps = 0 or validate.set = "none", leaves the keys of its base recipe
+    without effect, which is no news.
+    """
     attack, optim, train, validate = recipe.attack, recipe.optim, recipe.train, recipe.validate
-    is_clean = attack.steps == 0
-    never_perturbs = is_clean and (validate.set is None or validate.attack == "clean")
     inert: list[Inert] = [
-        (attack, "attack.start attack.step_size", "attack.steps = 0", is_clean),
-        (attack, "attack.norm attack.eps", "nothing is attacked", never_perturbs),
+        (attack, "attack.start", "attack.steps = 0", attack.steps == 0),
         (attack, "attack.overfitting_gap", "attack.steps is not 1", attack.steps != 1),
         (attack, "attack.overfitting_gap", "there is no validate.set", validate.set is None),
         (attack, "attack.overfitting_gap", "validate.attack = 'clean'", validate.attack == "clean"),
@@ -131,7 +132,6 @@ def without_effect(recipe: Recipe) -> list[str]:
         (recipe.data, "data.also_share", "there is no data.also", recipe.data.also is None),
         (recipe.data, "data.text_cache", "train.deterministic = true", train.deterministic),
         (recipe.data, "data.text_cache", f"train.unfreeze = '{train.unfreeze}'", train.trains_texts),
-        (validate, "validate.limit", "there is no validate.set", validate.set is None),
         (train, "train.patience", "there is no validate.set", validate.set is None),
         *_inert_of_method(recipe),
     ]
