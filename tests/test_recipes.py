@@ -287,7 +287,7 @@ def test_a_recipe_in_utf_16_is_printed(tmp_path: Path) -> None:
          ["attack.overfitting_gap has no effect here: validate.attack = 'clean'"]),
         ({"optim.beta2": 0.9, "optim.name": "sgd"}, ["optim.beta2 has no effect here: optim.name = 'sgd'"]),
         ({"data.also_share": 0.3}, ["data.also_share has no effect here: there is no data.also"]),
-        ({"attack.steps": 0, "attack.start": "noise", "attack.step_size": 0.1},
+        ({"attack.steps": 0, "attack.start": "zero", "attack.step_size": 0.1},
          ["attack.start has no effect here: attack.steps = 0"]),
         ({"optim.warmup_steps": 0, "optim.warmup_share": 1},
          ["optim.warmup_share has no effect here: optim.warmup_steps = 0"]),
