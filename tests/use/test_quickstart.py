@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from advflyp.errors import RunError
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.results import Cell, mean_interval, read_cells
 from advflyp.evaluation.suite import evaluate
@@ -105,10 +108,9 @@ def test_a_slow_machine_trains_less_and_says_so(
     assert ("shortened from 60 steps" in said) == (steps < 60)
 
 
-def test_a_stopped_quickstart_keeps_the_length_it_chose(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the pace is by then: a run of another length would be another run."""
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quickstart of two steps, the fewest, on few images."""
     monkeypatch.setattr(module, "IMAGES_PER_SET", 3)
     monkeypatch.setattr(module, "EPS_CURVE", (EPS,))
     monkeypatch.setattr(module, "SETS", ("mini/food",))
@@ -116,17 +118,28 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
     small = {"data.limit": 256, "data.batch_size": 16, "checkpoint.every": 1}
     monkeypatch.setattr(module, "KEYS", module.KEYS | small)
     monkeypatch.setattr(module, "_seconds_per_step", lambda: 1000.0)
+
+
+@pytest.mark.parametrize("stop", ["at once", "after the step"])
+def test_a_stopped_quickstart_keeps_the_length_it_chose(
+    stop: str, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pace is by then: a run of another length would be another run."""
     real, done = loop.update, []
 
-    def dying(run: TrainingRun, batch: Batch) -> Updated:
+    def stopped(run: TrainingRun, batch: Batch) -> Updated:
         if done:
             raise KeyboardInterrupt
         done.append(1)
+        if stop == "after the step":
+            os.kill(os.getpid(), signal.SIGTERM)
         return real(run, batch)
 
-    monkeypatch.setattr(loop, "update", dying)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(loop, "update", stopped)
+    with pytest.raises((KeyboardInterrupt, RunError)) as said:
         quickstart(tmp_path)
+    if stop == "after the step":
+        assert str(said.value) == "a signal stopped the training; the same command continues it"
     monkeypatch.setattr(loop, "update", real)
     monkeypatch.setattr(module, "_seconds_per_step", lambda: pytest.fail("the length is known"))
     quickstart(tmp_path)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from advflyp.config import read_toml
 from advflyp.console import SafeConsole
+from advflyp.errors import RunError
 from advflyp.escape import for_rich
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
@@ -65,6 +66,7 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
 
     Raises:
         ValueError: `out` is a file, or holds files that no quickstart wrote.
+        RunError: A signal stopped the training.
     """
     begun = time.monotonic()
     out = Path(out)
@@ -84,7 +86,9 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
         steps = read_toml(run / RECIPE_FILE)["train"]["max_steps"]
     else:
         steps = _affordable(60 * minutes - (time.monotonic() - begun), console)
-    train(RECIPE, KEYS | {"train.max_steps": steps}, out=run, resume=resume, console=console)
+    result = train(RECIPE, KEYS | {"train.max_steps": steps}, out=run, resume=resume, console=console)
+    if not result.finished:
+        raise RunError("a signal stopped the training; the same command continues it")
     cells += _measure(run, AFTER, out, console)
     sets = list(dict.fromkeys(cell.set for cell in cells))
     shown = examples(load_model("mini"), load_model(run), sets, eps=EPS)
