@@ -41,7 +41,12 @@ def check_data(recipe: Recipe) -> None:
 def check_attack(recipe: Recipe, method: Method) -> None:
     """ValueError if the attack does not suit the method or the way the step is computed."""
     attack, name = recipe.attack, recipe.method_name
-    if attack.steps and attack.start == "zero" and method.flat_at_clean:
+    if method.flat_at_clean and not attack.steps:
+        raise ValueError(
+            f"attack.steps = 0 cannot be combined with method.name = '{name}', as configured: its loss has no gradient "
+            "at the clean images, so nothing would be trained; use at least 1"
+        )
+    if method.flat_at_clean and attack.start == "zero":
         raise ValueError(
             f"attack.start = 'zero' cannot be combined with method.name = '{name}', as configured: its loss has no "
             "gradient at the clean images; use 'random'"
