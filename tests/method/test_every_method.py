@@ -84,20 +84,10 @@ def test_an_attack_that_begins_at_the_image_has_a_gradient_or_is_refused(
         refused = pytest.raises(ValueError, match=f"{key} = .* has no gradient at the clean images")
         with refused if run.method.flat_at_clean else nullcontext():
             build(read_recipe(recipes[name], {**overrides, key: value}), tmp_path / key)
-
-
-@pytest.mark.parametrize(("name", "overrides"), [("fare", {}), *SOFT[1::2], ("agft", {"method.ratio": 1})])
-def test_where_the_images_have_no_gradient_the_weights_have_none(
-    name: str, overrides: dict[str, float], recipes: dict[str, Path], tmp_path: Path
-) -> None:
-    with models_in_float64():
-        run = build(read_recipe(recipes[name], overrides), tmp_path / "run")
-    batch = next(iter(run.pairs.epoch(0)))
-    images = batch.images.double()
-    batch = run.add_texts(replace(batch, images=images))
-    torch.stack([*run.method.losses(images, images, batch).values()]).sum().backward()
-    slopes = [weight.grad.abs().max() for weight in run.model.parameters() if weight.grad is not None]
-    assert slopes and max(slopes) < 1e-12
+    if run.method.flat_at_clean:
+        torch.stack([*run.method.losses(images, images, batch).values()]).sum().backward()
+        slopes = [weight.grad.abs().max() for weight in run.model.parameters() if weight.grad is not None]
+        assert slopes and max(slopes) < 1e-12, "without an attack nothing is trained"
 
 
 @pytest.mark.parametrize(

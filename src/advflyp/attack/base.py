@@ -22,9 +22,10 @@ from advflyp.attack.checks import (
 from advflyp.attack.losses import LOSSES, count_targets
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim, for_use, predicted
+from advflyp.attack.victim import Victim, predicted
 from advflyp.dtypes import whole
 from advflyp.identity import defined, foreign, source_sha256
+from advflyp.model.precision import for_use
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]

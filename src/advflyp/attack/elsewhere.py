@@ -15,10 +15,11 @@ from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.pgd import PGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim, for_use
+from advflyp.attack.victim import Victim
 from advflyp.data.sets.prompts import choose_templates
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, weights_sha256
+from advflyp.model.precision import for_use
 from advflyp.model.zeroshot import ZeroShotClassifier, barred, class_embeddings, class_logits
 
 

@@ -18,7 +18,8 @@ from advflyp.attack.losses import LOSSES
 from advflyp.attack.pgd import PGD, ascend
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim, for_use
+from advflyp.attack.victim import Victim
+from advflyp.model.precision import for_use
 from advflyp.seeds import derive_seed
 
 # δ is optimised as a perturbation of a uniformly grey image, so that the common ascent loop applies.

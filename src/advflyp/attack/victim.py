@@ -1,17 +1,16 @@
 """The classifier as attacks see it, and the images that are still under attack."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advflyp.attack.streams import Streams
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
-from advflyp.model.precision import InPrecision, Resolved, without_autocast
+from advflyp.model.precision import Resolved
 
 T = TypeVar("T")
 # Attempts per forward pass when few images are left. On a CPU, larger batches are hardly faster, and waste
@@ -56,26 +55,6 @@ def is_wrong(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,) bool: `predicted(logits, labels) != labels`, in fewer operations."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
     return ~(own > logits.scatter(1, labels[:, None], float("-inf")).amax(1))
-
-
-@contextmanager
-def for_use(model: object) -> Iterator[None]:
-    """Put the model into evaluation mode; on exit, every module gets its own mode back. A function has no modes.
-
-    A CLIP computes in its own precision, even inside a `torch.autocast`.
-    """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training = [module for module in model.modules() if module.training]
-    own = [module for module in model.modules() if isinstance(module, InPrecision)]
-    model.eval()
-    try:
-        with without_autocast(own[0].device.type) if own else nullcontext():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class Encoder(Protocol):

@@ -2,8 +2,8 @@
 
 import torch
 
-from advflyp.attack.victim import for_use
 from advflyp.model.clip import CLIP
+from advflyp.model.precision import for_use
 from advflyp.model.recompute import largest_that_fits
 
 # On a CPU, larger batches are no faster, and MPS shares its memory. Elsewhere sizes are tried from the largest down.

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from advflyp.attack.base import Attack, run_stages
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim, for_use
+from advflyp.attack.victim import Victim
 from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
 from advflyp.model.graphs import Graphs, check_device
-from advflyp.model.precision import Precision, Resolved, resolve
+from advflyp.model.precision import Precision, Resolved, for_use, resolve
 from advflyp.model.zeroshot import barred, check_told_apart, class_embeddings, class_logits
 
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from advflyp.attack.base import Attack, run_stages
 from advflyp.attack.threat import Threat, check_pixels
-from advflyp.attack.victim import for_use, predicted
+from advflyp.attack.victim import predicted
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.distributed import ALONE, Ranks
 from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.pixels import Pixels, in_bytes, on_device
 from advflyp.model.clip import CLIP
-from advflyp.model.precision import Precision
+from advflyp.model.precision import Precision, for_use
 
 # Survivors of this many batches are merged for an attack's next stage, so that its batches are full again.
 BATCHES_TOGETHER = 8

@@ -18,7 +18,6 @@ from advflyp.attack.pgd import PGD, pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.text import CANDIDATES, TextEdits, edit_texts
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import for_use
 from advflyp.config import fill
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.captioned import CaptionedImages
@@ -31,7 +30,7 @@ from advflyp.evaluation.results import Measurement, append_cell, find_known, kno
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, weights_sha256
 from advflyp.model.load import load_model, pick_device
-from advflyp.model.precision import Precision, Resolved, choose_precision
+from advflyp.model.precision import Precision, Resolved, choose_precision, for_use
 
 Search = Clean | PGD | TextEdits
 LOSSES = {"ce": ("multi-positive cross-entropy", cross_entropy), "margin": ("margin", margin)}

@@ -19,8 +19,9 @@ from advflyp.attack.pgd import PGD, pgd
 from advflyp.attack.square import Square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import for_use, predicted
+from advflyp.attack.victim import predicted
 from advflyp.evaluation.evaluator import Evaluator
+from advflyp.model.precision import for_use
 
 STEPS = (1, 5, 10, 40)
 QUERIES = 200

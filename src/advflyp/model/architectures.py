@@ -18,9 +18,9 @@ from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from advflyp.attack.victim import for_use
 from advflyp.config import nearest
 from advflyp.model.layers import ORIGINALS
+from advflyp.model.precision import for_use
 from advflyp.model.repository import HF_CONFIG_FILE, open_repository
 
 # Our own architectures, and their vocabulary.

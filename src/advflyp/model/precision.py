@@ -173,3 +173,23 @@ def _seconds(dtype: torch.dtype) -> float:
         _ = a @ a
         best = min(best, time.perf_counter() - begun)
     return best
+
+
+@contextmanager
+def for_use(model: object) -> Iterator[None]:
+    """Put the model into evaluation mode; on exit, every module gets its own mode back. A function has no modes.
+
+    A CLIP computes in its own precision, even inside a `torch.autocast`.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = [module for module in model.modules() if module.training]
+    own = [module for module in model.modules() if isinstance(module, InPrecision)]
+    model.eval()
+    try:
+        with without_autocast(own[0].device.type) if own else nullcontext():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -14,10 +14,11 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import predicted
 from advflyp.dtypes import in_float64, whole
 from advflyp.evaluation.attacks import find_attack
-from advflyp.evaluation.classifier import Classifier, for_use
+from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model, pick_device
+from advflyp.model.precision import for_use
 from advflyp.report.figures.examples import amplification, perturbation
 from advflyp.use.eight_bits import EightBitClassifier, check_reach, eight_bits
 from advflyp.use.images import ImageLike, as_png, check_image, from_bytes, load_image, name_of

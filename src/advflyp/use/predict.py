@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from advflyp.dtypes import whole
-from advflyp.evaluation.classifier import Classifier, for_use
+from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, pick_device
+from advflyp.model.precision import for_use
 from advflyp.use.images import ImageLike, check_image, load_image, name_of
 from advflyp.use.labels import choose_labels
 

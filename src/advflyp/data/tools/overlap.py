@@ -21,9 +21,9 @@ from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.errors import SkippedSample
-from advflyp.evaluation.classifier import for_use
 from advflyp.limits import MAX_AHEAD_BYTES
 from advflyp.model.clip import CLIP
+from advflyp.model.precision import for_use
 
 # Chosen by inspecting real images above and below; tests/data/tools/test_overlap.py pins what is found and what not.
 HASH_LIMIT = 6

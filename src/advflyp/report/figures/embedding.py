@@ -24,13 +24,13 @@ from advflyp.config import convert
 from advflyp.data.sets.labelled import load_set
 from advflyp.documents import read_json
 from advflyp.evaluation.attacks import find_attack
-from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.files import write_text
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
 from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model
+from advflyp.model.precision import for_use
 from advflyp.report.figures.plots import INK, MODELS, MUTED, Look, figure_with_axes, styled
 from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.tables import Table, Value

@@ -15,9 +15,9 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import predicted
 from advflyp.data.sets.labelled import load_set
 from advflyp.evaluation.attacks import find_attack
-from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
+from advflyp.model.precision import for_use
 
 CHUNK = 32
 
