@@ -52,6 +52,20 @@ class Method(ABC):
         for name, value in state.items():
             setattr(self, name, value.to(self.model.device) if isinstance(value, Tensor) else value)
 
+    @classmethod
+    def without_effect(cls, config: Any, *, attacks: bool, trains_texts: bool) -> list[tuple[str, str]]:
+        """Name the keys of `config` that change nothing; a run says so if they are set. By default there are none.
+
+        Args:
+            config: The method's.
+            attacks: Whether images are perturbed.
+            trains_texts: Whether more than the image tower is trained.
+
+        Returns:
+            Keys, such as "method.feature_norm" (several with spaces between them), and why.
+        """
+        return []
+
     @property
     @abstractmethod
     def needs_original(self) -> bool:

@@ -45,6 +45,13 @@ class PMGAFT(FromEmbeddings):
     trains_on = "labelled"
     config: PMGAFTConfig
 
+    @classmethod
+    def without_effect(
+        cls, config: PMGAFTConfig, *, attacks: bool, trains_texts: bool
+    ) -> list[tuple[str, str]]:
+        has_weight = config.original_weight or config.clean_weight
+        return [] if has_weight else [("method.divergence", "neither divergence has a weight")]
+
     @property
     def needs_original(self) -> bool:
         return self.config.original_weight > 0

@@ -100,6 +100,26 @@ class Regularised(FromEmbeddings):
 
     config: RegularisedConfig
 
+    @classmethod
+    def without_effect(
+        cls, config: RegularisedConfig, *, attacks: bool, trains_texts: bool
+    ) -> list[tuple[str, str]]:
+        inert = []
+        if config.feature_weight == 0:
+            inert.append(("method.feature_norm", "method.feature_weight = 0"))
+        if config.logit_weight == 0:
+            inert.append(("method.logit_temperature method.logit_gradients", "method.logit_weight = 0"))
+        elif not trains_texts:
+            inert.append(("method.logit_gradients", "only the image tower is trained"))
+        if config.feature_weight == 0 == config.logit_weight:
+            of_both = "method.reference method.clean_gradients method.original_sees"
+            return [*inert, (of_both, "neither regulariser has a weight")]
+        if config.reference == "frozen":
+            inert.append(("method.clean_gradients", "method.reference = 'frozen'"))
+        if not attacks:
+            inert.append(("method.original_sees", "attack.steps = 0"))
+        return inert
+
     @property
     def is_regularised(self) -> bool:
         """Whether L_feat or L_logit is on."""

@@ -84,6 +84,13 @@ class TGAZSR(Method):
     any_size = False  # attention maps need a fixed grid of patches
     config: TGAZSRConfig
 
+    @classmethod
+    def without_effect(
+        cls, config: TGAZSRConfig, *, attacks: bool, trains_texts: bool
+    ) -> list[tuple[str, str]]:
+        has_weight = config.refinement_weight or config.constraint_weight
+        return [] if has_weight else [("method.attention_norm", "neither attention map has a weight")]
+
     def __init__(self, config: TGAZSRConfig, model: CLIP) -> None:
         super().__init__(config, model)
         if self.needs_original:

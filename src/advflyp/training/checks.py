@@ -13,9 +13,6 @@ from advflyp.data.training import LabelledBatches, readings, unused_keys
 from advflyp.distributed import Ranks
 from advflyp.method import METHODS, find_method
 from advflyp.method.base import FromEmbeddings, Method
-from advflyp.method.pmg_aft import PMGAFTConfig
-from advflyp.method.regularisers import RegularisedConfig
-from advflyp.method.tga_zsr import TGAZSRConfig
 from advflyp.model.clip import CLIP
 from advflyp.model.resolution import positions_at
 from advflyp.training.recipe import Recipe
@@ -161,30 +158,16 @@ def without_effect_here(recipe: Recipe, model: CLIP, pairs: Pairs) -> list[str]:
 
 
 def _inert_of_method(recipe: Recipe) -> list[Inert]:
-    method, train = recipe.method, recipe.train
-    inert: list[Inert] = []
-    if isinstance(method, RegularisedConfig):
-        of_features, of_logits = "method.feature_norm", "method.logit_temperature method.logit_gradients"
-        of_both = "method.reference method.clean_gradients method.original_sees"
-        frozen = method.reference == "frozen"
-        plain = method.feature_weight == 0 == method.logit_weight
-        inert += [
-            (method, of_features, "method.feature_weight = 0", method.feature_weight == 0),
-            (method, of_logits, "method.logit_weight = 0", method.logit_weight == 0),
-            (method, of_both, "neither regulariser has a weight", plain),
-            (method, "method.clean_gradients", "method.reference = 'frozen'", frozen and not plain),
-            (method, "method.original_sees", "attack.steps = 0", recipe.attack.steps == 0 and not plain),
-        ]
-        if method.logit_weight > 0 and not train.trains_texts:
-            inert.append((method, "method.logit_gradients", "only the image tower is trained", True))
-    if isinstance(method, PMGAFTConfig) and method.original_weight == 0 == method.clean_weight:
-        inert.append((method, "method.divergence", "neither divergence has a weight", True))
-    if isinstance(method, TGAZSRConfig) and method.refinement_weight == 0 == method.constraint_weight:
-        inert.append((method, "method.attention_norm", "neither attention map has a weight", True))
-    if find_method(recipe.method_name)[0].trains_on == "images" and train.trains_texts:
-        why = f"no loss of method.name = '{recipe.method_name}' reaches the text tower"
-        inert.append((train, "train.unfreeze", why, True))
-    return inert
+    method, train = find_method(recipe.method_name)[0], recipe.train
+    found = method.without_effect(
+        recipe.method, attacks=recipe.attack.steps > 0, trains_texts=train.trains_texts
+    )
+    has_no_text = method.trains_on == "images" and train.trains_texts
+    why = f"no loss of method.name = '{recipe.method_name}' reaches the text tower"
+    return [
+        *((recipe.method, keys, reason, True) for keys, reason in found),
+        (train, "train.unfreeze", why, has_no_text),
+    ]
 
 
 def _remarks(inert: Iterable[Inert]) -> list[str]:
