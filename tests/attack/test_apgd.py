@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from advflyp.attack import apgd as module
 from advflyp.attack.apgd import APGD, TargetedAPGD
+from advflyp.attack.attempts import Attempts
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Points, Victim
+from advflyp.attack.victim import Victim
 from attack.classifiers import pictures
 from helpers import assert_equal64
 
@@ -166,9 +167,9 @@ def test_eot_averages_the_passes() -> None:
         value = next(factors) * x.flatten(1).sum(1)
         return torch.stack([-value, value], 1)
 
-    objective = module._Objective(lambda z, y, _: z[:, 1] - z[:, 0], eot=3)
-    points = Points(torch.arange(2), images, labels)
-    logits, loss, gradient = module._evaluate(Victim(random), points, images, labels, objective)
+    objective = module._Objective(lambda z, y: z[:, 1] - z[:, 0], eot=3)
+    points = Attempts(torch.arange(2), images, labels, targets=labels, rank=labels)
+    logits, loss, gradient = module._evaluate(Victim(random), points, images, objective)
     total = images.flatten(1).sum(1)
     assert_equal64(logits, torch.stack([-3 * total, 3 * total], 1))
     assert_equal64(loss, 6 * total)

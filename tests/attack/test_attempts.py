@@ -29,14 +29,14 @@ def test_the_first_target_counts_whichever_finds_something_first() -> None:
     step = torch.arange(6.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
     # Targets 2 and 3 of image 0 at once: the second ends, the first goes on.
-    stay = at.settle(torch.tensor([False, False, True, False, True, False]), 10 + step, finds)
-    assert stay is not None and stay.tolist() == [0, 1, 3, 5]
+    at.settle(torch.tensor([False, False, True, False, True, False]), 10 + step, finds)
     assert at.targets.tolist() == [10, 10, 20, 30]
     assert finds.images[:, 0, 0, 0].tolist() == [12, 0]
-    assert at.settle(torch.zeros(4, dtype=torch.bool), 20 + step[:4], finds) is None
+    at.settle(torch.zeros(4, dtype=torch.bool), 20 + step[:4], finds)
+    assert (len(at), finds.images[:, 0, 0, 0].tolist()) == (4, [12, 0])
 
-    stay = at.settle(torch.tensor([True, False, False, True]), 30 + step[:4], finds)
-    assert stay is not None and stay.tolist() == [1, 2]
+    at.settle(torch.tensor([True, False, False, True]), 30 + step[:4], finds)
+    assert (at.rows.tolist(), at.targets.tolist()) == ([1, 1], [10, 20])
     assert finds.images[:, 0, 0, 0].tolist() == [30, 33]
     assert finds.rank.tolist() == [1, 3]
 

@@ -6,8 +6,9 @@ the pool.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,9 @@ class Tape(TorchDispatchMode):
     def spoil(self) -> None:
         for func, _, _, result in self.operations:
             for tensor in tree_leaves(result):
-                if not func.is_view and isinstance(tensor, Tensor) and tensor.is_floating_point():
+                # What is written in place may be memory of the recording's own.
+                made = not (func.is_view or func._schema.is_mutable)
+                if made and isinstance(tensor, Tensor) and tensor.is_floating_point():
                     tensor.fill_(float("nan"))
 
 
@@ -73,33 +76,40 @@ class Recordings:
     """Stands in for CUDA's graphs, on a processor or a sham device.
 
     recorded: the shape of each recorded batch, and whether it has gradients
+    steps:    the function of each recorded step of an attack, and the number of its rows
     replayed: how many replays there were, forward and backward
     replays:  what these did
     """
 
     def __init__(self) -> None:
         self.recorded: list[tuple[tuple[int, ...], bool]] = []
+        self.steps: list[tuple[str, int]] = []
         self.replayed = 0
         self.replays = Dispatched()
         self._graphs: list[list[Graph]] = []  # of each recording
         self._pools: dict[object, list[list[Graph]]] = {}
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(graphs, "_Recording", self.note(graphs._Recording))
+        passes, steps = graphs._Recording, graphs._RecordedStep
+
+        def recording(encode: Any, images: Tensor, pool: object) -> Any:
+            self.recorded.append((tuple(images.shape), images.requires_grad))
+            self._graphs.append([])
+            return passes(encode, images, pool)
+
+        def recorded_step(step: Any, state: Any, size: int, *others: Any) -> Any:
+            self.steps.append((step.func.__name__ if isinstance(step, partial) else step.__name__, size))
+            self._graphs.append([])
+            return steps(step, state, size, *others)
+
+        patch.setattr(graphs, "_Recording", recording)
+        patch.setattr(graphs, "_RecordedStep", recorded_step)
         patch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
         patch.setattr(torch.cuda, "graph", self.capture)
         patch.setattr(torch.cuda, "graph_pool_handle", object)
         for name in ("Stream", "current_stream"):
             patch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
         patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-
-    def note(self, kind: type) -> Callable[..., Any]:
-        def made(encode: Any, images: Tensor, pool: object) -> Any:
-            self.recorded.append((tuple(images.shape), images.requires_grad))
-            self._graphs.append([])
-            return kind(encode, images, pool)
-
-        return made
 
     @contextmanager
     def capture(

@@ -1,7 +1,7 @@
-"""Passes replayed from CUDA graphs give what they give without, to the last bit."""
+"""Passes of a tower and steps of attacks, replayed from CUDA graphs, give what they give without."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from advflyp.attack import apgd
 from advflyp.attack.apgd import APGD, TargetedAPGD
 from advflyp.attack.autoattack import AutoAttack
 from advflyp.attack.fab import FAB
-from advflyp.attack.pgd import PGD
+from advflyp.attack.pgd import CW, PGD
 from advflyp.attack.square import Square
 from advflyp.attack.threat import Threat
+from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.suite import evaluate
+from advflyp.model import graphs as module
 from advflyp.model.clip import CLIP
-from advflyp.model.graphs import Graphs, padded_size
+from advflyp.model.graphs import Graphs, Steps, padded_size
 from advflyp.model.load import load_model
 from advflyp.training.build import TrainingRun
 from advflyp.training.update import update
@@ -26,7 +29,7 @@ from devices.recording import Dispatched, Recordings
 from helpers import TEXT, VISION, labelled_by, small_model
 
 SMALL_AUTOATTACK = AutoAttack(
-    members=(APGD(steps=3), TargetedAPGD(steps=2, targets=2), FAB(steps=2, targets=2), Square(queries=6))
+    members=(APGD(steps=4), TargetedAPGD(steps=4, targets=2), FAB(steps=3, targets=2), Square(queries=6))
 )
 
 
@@ -129,26 +132,109 @@ def test_a_tower_that_waits_for_the_device(gpu: Gpu, recordings: Recordings) -> 
         return images.flatten(1) * images.mean().item()
 
     images = torch.rand(4, 3, 8, 8).to(gpu.device)
-    with pytest.raises(ValueError, match="^the image tower cannot be recorded as a CUDA graph .*; leave out"):
+    with pytest.raises(ValueError, match="^the model cannot be recorded as a CUDA graph .*; leave out"):
         Graphs(pads=True)(encode, images, "fp32")
 
 
+@dataclass
+class Walk:
+    images: Tensor
+    here: Tensor
+    before: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def walk(at: Walk) -> tuple[Tensor, Tensor]:
+    at.before, at.here = at.here, at.here + at.images
+    return at.here.sum(1), at.here > 3
+
+
+def a_walk(
+    steps: Callable[[Any, Any, str], tuple[Tensor, ...]], device: torch.device, count: int
+) -> list[Tensor]:
+    """Whose rows leave, change places and are set to others' between steps, as those of an attack are."""
+    start = torch.arange(count * 2.0).view(count, 2).to(device) / count
+    at, seen = Walk(start + 1, start, start), []
+    for number in range(9):
+        seen += [result.clone() for result in steps(walk, at, "walk")]
+        if number == 2:
+            at.here = at.before
+        if number == 4:
+            at.before, at.here = at.here, at.before
+        if number in (3, 6):
+            at.images, at.here, at.before = (rows[1::2].flip(0) for rows in vars(at).values())
+    return [*seen, *vars(at).values()]
+
+
+@pytest.mark.parametrize("often", [0, 1, 2, 3, 5, 100])
+def test_steps(often: int, gpu: Gpu, recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where some sizes are recorded and others not yet, and where a larger batch follows."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "OFTEN", often)
+        steps = Steps(Graphs(pads=True))
+        for count in (20, 5, 33, 20):
+            plain = a_walk(lambda step, at, kind: step(at), gpu.device, count)
+            found = a_walk(steps, gpu.device, count)
+            assert all(torch.equal(one.cpu(), other.cpu()) for one, other in zip(found, plain, strict=True))
+    if gpu.sham is not None:
+        sizes = [size for _, size in recordings.steps]
+        assert len(sizes) == len(set(sizes)) == {0: 5, 1: 5, 2: 5, 3: 4, 5: 3, 100: 0}[often]
+
+
+def test_a_step_ends_the_last_replay(
+    model: CLIP, recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may write where the activations of a pass are."""
+    images = (some_images(model, 4) * 0.9).requires_grad_()
+    expected = slope_of(model.encode_image(images), images)
+    graphs = Graphs(pads=True)
+
+    def encode(at: Walk) -> tuple[Tensor]:
+        with torch.no_grad():
+            return (model.encode_image(at.images),)
+
+    with monkeypatch.context() as patch, model.replaying(graphs):
+        patch.setattr(module, "OFTEN", 0)
+        found = model.encode_image(images)
+        others = some_images(model, 3)
+        (seen,) = Steps(graphs)(encode, Walk(others, others, others), "encode")
+        assert close(slope_of(found, images), expected)
+        assert close(seen, model.encode_image(others))
+
+
+ATTACKS = (PGD(steps=6), CW(steps=6, restarts=2), SMALL_AUTOATTACK)
+
+
+@pytest.mark.parametrize("often", [1, 100])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_autoattack(precision: Any, gpu: Gpu, tiny_folder: Path, recordings: Recordings) -> None:
+def test_attacks(
+    precision: Any,
+    often: int,
+    gpu: Gpu,
+    tiny_folder: Path,
+    recordings: Recordings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """At a radius at which some of the images are fooled; in float64 for "fp32"."""
     host = load_model(tiny_folder, device="cpu")
     labelled = labelled_by(host, 12, classes=("cat", "dog", "house", "tree", "boat"))
     model = host.to(gpu.device) if precision == "bf16" else host.double().to(gpu.device)
 
-    def outcome(graphs: bool) -> dict[str, list[int]]:
+    def outcome(graphs: bool) -> list[dict[str, list[int]]]:
         how = {"precision": precision, "batch_size": 12, "graphs": graphs}
-        (cell,) = evaluate(model, labelled, [SMALL_AUTOATTACK], [6 / 255], **how)
-        assert 0 < cell.correct < cell.n
-        return cell.per_class
+        cells = evaluate(model, labelled, ATTACKS, [6 / 255], **how)
+        assert all(0 < cell.correct < cell.n for cell in cells)
+        return [cell.per_class for cell in cells]
 
-    assert outcome(graphs=True) == outcome(graphs=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "OFTEN", often)
+        assert outcome(graphs=True) == outcome(graphs=False)
     if gpu.sham is not None:
         assert len({shape[0] for shape, _ in recordings.recorded}) > 2
+        made = {name for name, _ in recordings.steps}
+        assert made == ({"step", "_advance", "_differentiate", "_cross", "_ask"} if often == 1 else set())
 
 
 @pytest.mark.parametrize(
@@ -194,39 +280,47 @@ def test_padded_sizes() -> None:
     assert len(set(sizes)) == 29
 
 
-# Of one step: kernels launched one by one, for towers of two and six blocks, and with the tower's passes replayed.
+# Of one step: kernels launched one by one, for towers of two and six blocks; with the tower's passes replayed; and with
+# the step itself replayed.
 OF_AN_ATTACK = {
-    "pgd": (PGD(steps=1), (112, 196, 52)),
-    "apgd-ce": (APGD(steps=1), (137, 221, 77)),
-    "apgd-t": (TargetedAPGD(steps=1, targets=1), (160, 244, 100)),
-    "fab-t": (FAB(steps=1, targets=1), (330, 454, 242)),
-    "square": (Square(queries=1), (127, 167, 99)),
+    "pgd": (PGD(steps=1), (109, 193, 49, 7)),
+    "apgd-ce": (APGD(steps=1), (125, 209, 65, 8)),
+    "apgd-t": (TargetedAPGD(steps=1, targets=1), (148, 232, 88, 8)),
+    "fab-t": (FAB(steps=1, targets=1), (326, 450, 238, 8)),
+    "square": (Square(queries=1), (103, 143, 75, 46)),
 }
 
 
 @pytest.mark.parametrize("blocks", [2, 6])
 @pytest.mark.parametrize("name", OF_AN_ATTACK)
 def test_launches_of_an_attack(
-    name: str, blocks: int, recordings_of_a_processor: Recordings, tiny_folder: Path
+    name: str,
+    blocks: int,
+    recordings_of_a_processor: Recordings,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where nothing is found: a GPU waits for its host to launch them."""
-    attack, (two, six, replayed) = OF_AN_ATTACK[name]
-    tiny = load_model(tiny_folder if blocks == 2 else "mini-vit", device="cpu")
+    """Where nothing is found, and without APGD's checkpoints: a GPU waits for its host to launch them."""
+    monkeypatch.setattr(apgd, "_checkpoint", lambda at, window: None)
+    attack, (two, six, tower, step) = OF_AN_ATTACK[name]
+    tiny = load_model(tiny_folder if blocks == 2 else "mini-vit", device="cpu").requires_grad_(False)
     labelled = labelled_by(tiny, 2, classes=("cat", "dog", "house", "tree", "boat"))
     pixels = torch.stack([tiny.preprocess(image) for image, _ in labelled.dataset])
     labels = torch.tensor([label for _, label in labelled.dataset])
-    classifier = tiny.requires_grad_(False).classifier(labelled.classes, labelled.templates)
-    length = "queries" if name == "square" else "steps"
+    classifier = Classifier(tiny, labelled.classes, labelled.templates)
+    recordings, length = recordings_of_a_processor, "queries" if name == "square" else "steps"
 
     def launches(steps: int) -> int:
         recordings.replays.kernels = recordings.replayed = 0
         with Dispatched() as found:
-            replace(attack, **{length: steps})(classifier, pixels, labels, Threat(eps=1e-6))
+            classifier.attack(pixels, labels, replace(attack, **{length: steps}), Threat(eps=1e-6), "fp32")
         return found.kernels - recordings.replays.kernels + recordings.replayed
 
-    recordings, counts = recordings_of_a_processor, []
-    for graphs in (None, Graphs(pads=True)):
+    def launches_of_a_step(graphs: Graphs | None, often: int) -> int:
+        monkeypatch.setattr(module, "OFTEN", often)
         with tiny.replaying(graphs):
-            launches(3)
-            counts.append(launches(3) - launches(2))
-    assert counts == [two if blocks == 2 else six, replayed]
+            launches(7)
+            return launches(6) - launches(5)
+
+    found = [launches_of_a_step(graphs, often) for graphs, often in ((None, 99), (Graphs(pads=True), 99))]
+    assert [*found, launches_of_a_step(Graphs(pads=True), 1)] == [two if blocks == 2 else six, tower, step]

@@ -36,7 +36,7 @@ ON_GPU = {
 # where → why a run may synchronise there
 BETWEEN_STEPS = {
     **ALLOWED,
-    "attack/pgd.py:_ascend": "validation: images that are fooled leave the attack",
+    "attack/victim.py:leave": "validation: images that are fooled leave the attack",
     "attack/victim.py:fooled": "validation: what the search has found is confirmed in float32",
     "attack/base.py:run_stages": "validation: predictions are counted on the host",
     "attack/base.py:_check_found": "validation: images outside the ball are refused, once a batch",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,6 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import (
     CorrectPoints,
-    Points,
     Victim,
     correct_points,
     pixel_gradient,
@@ -24,8 +24,6 @@ from advflyp.attack.victim import (
 RHO = 0.75  # a step size is kept while the loss rises in more than this fraction of the steps
 FIRST_STEP = 2.0  # η⁽⁰⁾, in ε
 MOMENTUM = 0.75  # α: the weight of the new step; the rest repeats the previous step
-
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (N, K), labels (N,), targets (N,) → (N,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +58,13 @@ class APGD(Member):
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
-        finds, loss = Finds(images), LOSSES[self.loss]
+        finds = Finds(images)
         points = correct_points(victim, finds.images, labels, streams)
         terms = self.against and self.against.bind(victim, images.detach(), labels)
         if len(points):
             start = _random_start(points.images, threat, points.streams)
-            ascent = _Objective(lambda z, y, _: loss(z, y), self.eot, terms, self.first_step)
-            _climb(victim, untargeted(points), start, threat, ascent, self.steps, finds)
+            objective = _Objective(LOSSES[self.loss], self.eot, terms, self.first_step)
+            _climb(victim, untargeted(points), start, threat, objective, self.steps, finds)
         return finds.images
 
     @property
@@ -107,7 +105,7 @@ class TargetedAPGD(Member):
         def climb(points: CorrectPoints, attempts: Attempts, finds: Finds) -> None:
             count = len(attempts) // len(points)
             start = torch.cat([_random_start(points.images, threat, points.streams) for _ in range(count)])
-            _climb(victim, attempts, start, threat, _Objective(targeted_dlr), self.steps, finds)
+            _climb(victim, attempts, start, threat, _Objective(), self.steps, finds)
 
         return each_target(victim, images, labels, streams, self.targets, climb)
 
@@ -131,12 +129,21 @@ class _Ascent(Attempts):
 
 @dataclass(frozen=True)
 class _Objective:
-    """The objective, a loss plus a defence's terms averaged over `eot` passes; and the first step size in ε."""
+    """The objective, a loss plus a defence's terms averaged over `eot` passes; and the first step size in ε.
 
-    loss: Objective
+    loss: of logits (N, K) and labels (N,); None is the targeted DLR
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
     eot: int = 1
     terms: Bound | None = None
     first_step: float = FIRST_STEP
+
+    def __call__(self, logits: Tensor, points: Attempts) -> Tensor:
+        """(N,) values of the loss."""
+        if self.loss is None:
+            return targeted_dlr(logits, points.labels, points.targets)
+        return self.loss(logits, points.labels)
 
 
 def _climb(
@@ -157,28 +164,37 @@ def _climb(
     for step in range(steps):
         if not len(at):
             break
-        moved = threat.project(
-            at.images, threat.step(at.adversarial, at.gradient, at.step_size, keep_nan=True)
-        )
         share = MOMENTUM if step else 1.0
-        moved = (
-            at.adversarial + share * (moved - at.adversarial) + (1 - share) * (at.adversarial - at.previous)
-        )
-        at.previous, at.adversarial = at.adversarial, threat.project(at.images, moved)
-
-        last = at.loss
-        logits, at.loss, at.gradient = _evaluate(victim, at, at.adversarial, at.targets, objective)
-        at.rises = at.rises + (at.loss > last)
-        better = at.loss > at.best_loss
-        at.best = torch.where(_wide(better), at.adversarial, at.best)
-        at.best_gradient = torch.where(_wide(better), at.gradient, at.best_gradient)
-        at.best_loss = torch.where(better, at.loss, at.best_loss)
+        advance = partial(_advance, victim, threat, objective, share)
+        # A defence's terms are of these images.
+        if objective.terms is None:
+            (logits,) = victim.advance(advance, at, ("apgd", threat, objective, share))
+        else:
+            (logits,) = advance(at)
         _note(victim, at, logits, objective, finds)
 
         since += 1
         if since == window:
             _checkpoint(at, window)
             since, window = 0, max(window - shorter, shortest)
+
+
+def _advance(
+    victim: Victim, threat: Threat, objective: _Objective, share: float, at: _Ascent
+) -> tuple[Tensor]:
+    """One step, of which the gradient's direction is `share` and the momentum the rest. Returns the logits (M, K)."""
+    moved = threat.project(at.images, threat.step(at.adversarial, at.gradient, at.step_size, keep_nan=True))
+    moved = at.adversarial + share * (moved - at.adversarial) + (1 - share) * (at.adversarial - at.previous)
+    at.previous, at.adversarial = at.adversarial, threat.project(at.images, moved)
+
+    last = at.loss
+    logits, at.loss, at.gradient = _evaluate(victim, at, at.adversarial, objective)
+    at.rises = at.rises + (at.loss > last)
+    better = at.loss > at.best_loss
+    at.best = torch.where(_wide(better), at.adversarial, at.best)
+    at.best_gradient = torch.where(_wide(better), at.gradient, at.best_gradient)
+    at.best_loss = torch.where(better, at.loss, at.best_loss)
+    return (logits,)
 
 
 def _note(victim: Victim, at: _Ascent, logits: Tensor, objective: _Objective, finds: Finds) -> None:
@@ -198,7 +214,7 @@ def _begin(
 ) -> tuple[_Ascent, Tensor]:
     """The state and the logits (M, K) at `start` (M, 3, H, W), or at the victim's own start if it has one."""
     start = start if victim.start is None else victim.start[attempts.rows]
-    logits, loss, gradient = _evaluate(victim, attempts, start, attempts.targets, objective)
+    logits, loss, gradient = _evaluate(victim, attempts, start, objective)
     state = _Ascent(
         **vars(attempts),
         adversarial=start,
@@ -231,7 +247,7 @@ def _checkpoint(at: _Ascent, window: int) -> None:
 
 
 def _evaluate(
-    victim: Victim, points: Points, images: Tensor, targets: Tensor, objective: _Objective
+    victim: Victim, points: Attempts, images: Tensor, objective: _Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (M, K), losses (M,) and the losses' gradients (M, 3, H, W), averaged over `eot` passes."""
     passes = []
@@ -239,7 +255,7 @@ def _evaluate(
         leaf = images.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = victim(leaf)
-            loss = objective.loss(logits, points.labels, targets)
+            loss = objective(logits, points)
             if objective.terms is not None:
                 loss = loss + objective.terms(leaf, points.rows)
             gradient = pixel_gradient(loss, leaf)

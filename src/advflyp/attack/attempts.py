@@ -39,7 +39,7 @@ class Attempts(Points):
     targets: Tensor
     rank: Tensor
 
-    def settle(self, fooled: Tensor, adversarial: Tensor, finds: Finds) -> Tensor | None:
+    def settle(self, fooled: Tensor, adversarial: Tensor, finds: Finds) -> None:
         """Record successes, and drop an image's attempts at the successful target and all later ones.
 
         Attempts at earlier targets continue: their success takes precedence, as it would in sequential order.
@@ -48,12 +48,9 @@ class Attempts(Points):
             fooled: (M,) bool, which attempts have fooled the victim.
             adversarial: (M, 3, H, W), the current point of each attempt.
             finds: Receives the successes.
-
-        Returns:
-            (M',) int64, the positions of the attempts that continue; None if all do.
         """
         if not fooled.cpu().any():  # as in most steps
-            return None
+            return
         finds.rank.copy_(lowered(finds.rank, self.rows, torch.where(fooled, self.rank, NONE)))
         first = finds.rank[self.rows]
         over, found = self.rank >= first, fooled & (self.rank == first)
@@ -61,7 +58,6 @@ class Attempts(Points):
         write, stay = (to_device(of.nonzero().squeeze(1), self.rows.device) for of in (found, ~over))
         finds.images[self.rows[write]] = adversarial[write]
         self.take(stay)
-        return stay
 
 
 def untargeted(points: CorrectPoints) -> Attempts:

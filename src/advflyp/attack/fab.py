@@ -1,6 +1,7 @@
 """FAB, the fast adaptive boundary attack (Croce & Hein 2020, "Minimally distorted adversarial examples")."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -20,7 +21,16 @@ BETA = 0.9  # backward step of an adversarial image towards the original
 
 @dataclass
 class _Approach(Attempts):
+    """The state of each attempt.
+
+    before: `current` as the classifier last saw it
+    value, gradient: z_t − z_y (M,) at `current`, negative on the true class's side of the boundary; and its gradient
+    """
+
     current: Tensor
+    before: Tensor
+    value: Tensor
+    gradient: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,60 +59,60 @@ class FAB(Member):
 
 
 def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, finds: Finds) -> None:
-    at = _Approach(**vars(attempts), current=attempts.images)
+    start, nothing = attempts.images, torch.zeros_like(attempts.images)
+    at = _Approach(**vars(attempts), current=start, before=start, value=nothing[:, 0, 0, 0], gradient=nothing)
     for _ in range(steps):
-        if not len(at):
-            break
-        logits, value, gradient = _difference(victim, at)
-        found = _found(victim, at, threat, logits, is_wrong(logits, at.labels))
-        stay = at.settle(found, at.current, finds)
-        if stay is not None:
-            # Already adversarial: the backward step has brought them into the ball.
-            value, gradient = value[stay], gradient[stay]
+        # The backward step may have brought them into the ball.
+        for half in (_differentiate, _cross):
             if not len(at):
-                break
-        # The linearised boundary is {z: value + ⟨gradient, z − current⟩ = 0}, as seen from either point.
-        rise = in_float64(gradient * (at.images - at.current)).flatten(1).sum(1)
-        at_image = in_float64(value) + rise
-        across = to_boundary(at.current, gradient, value, threat.norm)
-        from_image = to_boundary(at.images, gradient, at_image, threat.norm)
-        length = _length(across, threat.norm)
-        alpha = (length / (length + _length(from_image, threat.norm))).clamp_max(ALPHA_MAX).view(-1, 1, 1, 1)
-        moved = (1 - alpha) * (at.current + ETA * across) + alpha * (at.images + ETA * from_image)
-        # Without a direction the point is lost, which ends the attack with an error.
-        no_direction = gradient.isnan().flatten(1).any(1).view(-1, 1, 1, 1)
-        at.current = moved.masked_fill(no_direction, float("nan")).clamp(0, 1)
-
-        with torch.no_grad():
-            logits = victim(at.current)
-        wrong = is_wrong(logits, at.labels)
-        found = _found(victim, at, threat, logits, wrong)
-        before, delta = at.current, at.current - at.images
-        at.current = at.images + torch.where(wrong.view(-1, 1, 1, 1), BETA * delta, delta)
-        at.settle(found, before, finds)
+                return
+            logits, found = victim.advance(partial(half, victim, threat), at, (half, threat))
+            rows = found.nonzero().squeeze(1)
+            if len(rows):
+                found[rows] = victim.fooled(at.before[rows], at.labels[rows], logits[rows])
+            at.settle(found, at.before, finds)
 
 
-def _found(victim: Victim, at: _Approach, threat: Threat, logits: Tensor, wrong: Tensor) -> Tensor:
-    """(M,) bool: which current points, with these logits, fool the victim and are inside `threat`.
-
-    `wrong` are those that fool the search.
-    """
-    lost = at.current.isnan().flatten(1).any(1)
-    found = wrong & (threat.contains(at.images, at.current) | lost)
-    rows = found.nonzero().squeeze(1)
-    if len(rows):
-        found[rows] = victim.fooled(at.current[rows], at.labels[rows], logits[rows])
-    return found
-
-
-def _difference(victim: Victim, at: _Approach) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (M, K); z_t − z_y (M,), negative on the true class's side of the boundary; its gradient (M, 3, H, W)."""
+def _differentiate(victim: Victim, threat: Threat, at: _Approach) -> tuple[Tensor, Tensor]:
+    """Set value and gradient. Returns as `_cross`."""
+    at.before = at.current
     leaf = at.current.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = victim(leaf)
         value = logits.gather(1, at.targets[:, None]) - logits.gather(1, at.labels[:, None])
-        gradient = pixel_gradient(value, leaf)
-    return logits.detach(), value.detach().squeeze(1), gradient
+        at.gradient = pixel_gradient(value, leaf)
+    logits, at.value = logits.detach(), value.detach().squeeze(1)
+    return logits, is_wrong(logits, at.labels) & _counts(at, threat)
+
+
+def _cross(victim: Victim, threat: Threat, at: _Approach) -> tuple[Tensor, Tensor]:
+    """Go across the boundary, and then, where that is adversarial, back towards the image.
+
+    Returns:
+        The logits (M, K) at `before`, and (M,) bool, where that is inside `threat` and fools the search.
+    """
+    # The linearised boundary is {z: value + ⟨gradient, z − current⟩ = 0}, as seen from either point.
+    rise = in_float64(at.gradient * (at.images - at.current)).flatten(1).sum(1)
+    at_image = in_float64(at.value) + rise
+    across = to_boundary(at.current, at.gradient, at.value, threat.norm)
+    from_image = to_boundary(at.images, at.gradient, at_image, threat.norm)
+    length = _length(across, threat.norm)
+    alpha = (length / (length + _length(from_image, threat.norm))).clamp_max(ALPHA_MAX).view(-1, 1, 1, 1)
+    moved = (1 - alpha) * (at.current + ETA * across) + alpha * (at.images + ETA * from_image)
+    # Without a direction the point is lost, which ends the attack with an error.
+    no_direction = at.gradient.isnan().flatten(1).any(1).view(-1, 1, 1, 1)
+    at.before = moved.masked_fill(no_direction, float("nan")).clamp(0, 1)
+
+    with torch.no_grad():
+        logits = victim(at.before)
+    wrong, delta = is_wrong(logits, at.labels), at.before - at.images
+    at.current = at.images + torch.where(wrong.view(-1, 1, 1, 1), BETA * delta, delta)
+    return logits, wrong & _counts(at, threat)
+
+
+def _counts(at: _Approach, threat: Threat) -> Tensor:
+    """(M,) bool: whether `before` is inside `threat`, or lost."""
+    return threat.contains(at.images, at.before) | at.before.isnan().flatten(1).any(1)
 
 
 def to_boundary(points: Tensor, gradient: Tensor, value: Tensor, norm: str) -> Tensor:

@@ -13,7 +13,7 @@ from advflyp.attack.checks import ordinary, outside_inference_mode
 from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels, widest
-from advflyp.attack.victim import Victim, pixel_gradient
+from advflyp.attack.victim import Points, Victim, pixel_gradient
 from advflyp.config import above_zero
 
 # Images updated at once: a step has several temporaries of their size, which for more images could fill the memory.
@@ -128,11 +128,21 @@ def ascend(
     step_size: float,
 ) -> Tensor:
     """`pgd` from `start` (N, 3, H, W) without checking the pixels, so the host does not wait for an accelerator."""
+    adversarial = start.detach().clone()
+    for _ in range(steps):
+        leaf = adversarial.detach().requires_grad_(True)
+        with torch.enable_grad():
+            gradient = pixel_gradient(loss(leaf), leaf)
+        adversarial = _moved(images, adversarial, gradient, threat, step_size)
+    return adversarial
 
-    def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, None]:
-        return pixel_gradient(loss(candidates), candidates), None
 
-    return _ascend(images, start, slope, threat, steps, step_size)
+@dataclass
+class _Ascent(Points):
+    """The state of each ascent; `previous` is the point that the classifier last saw."""
+
+    adversarial: Tensor
+    previous: Tensor
 
 
 # What results call the losses of `PGD`.
@@ -177,20 +187,32 @@ class PGD(SingleAttack):
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
         """For each image, the first misclassified iterate, or the last one if there is none."""
-        images, loss = images.detach(), LOSSES[self.loss]
+        images, loss, alpha = images.detach(), LOSSES[self.loss], self.alpha(threat)
         start = threat.random_start(images, streams) if self.random_start else images
-        start = start if victim.start is None else victim.start
+        start = (start if victim.start is None else victim.start).detach()
         terms = self.against and self.against.bind(victim, images, labels)
 
-        def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-            logits = victim(candidates)
-            value = loss(logits, labels[rows])
-            if terms is not None:
-                value = value + terms(candidates, rows)
-            gradient = pixel_gradient(value, candidates)
-            return gradient, ~victim.fooled(candidates.detach(), labels[rows], logits.detach())
+        def step(at: _Ascent) -> tuple[Tensor]:
+            at.previous, leaf = at.adversarial, at.adversarial.detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = victim(leaf)
+                value = loss(logits, at.labels)
+                if terms is not None:
+                    value = value + terms(leaf, at.rows)
+                gradient = pixel_gradient(value, leaf)
+            at.adversarial = _moved(at.images, at.previous, gradient, threat, alpha, keep_nan=True)
+            return (logits.detach(),)
 
-        return _ascend(images, start, slope, threat, self.steps, self.alpha(threat))
+        rows = torch.arange(len(images), device=images.device)
+        at, result = _Ascent(rows, images, labels, start, start), images.clone()
+        for _ in range(self.steps):
+            # A defence's terms are of these images.
+            (logits,) = step(at) if terms else victim.advance(step, at, ("pgd", loss, threat, alpha))
+            at.leave(victim.fooled(at.previous, at.labels, logits), at.previous, result)
+            if not len(at):
+                break
+        result[at.rows] = at.adversarial
+        return result
 
     @property
     def needs_patches(self) -> bool:
@@ -238,31 +260,19 @@ class FGSM(PGD):
         return self._named("fgsm")
 
 
-def _ascend(
+def _moved(
     images: Tensor,
-    start: Tensor,
-    slope: Callable[[Tensor, Tensor | slice], tuple[Tensor, Tensor | None]],
+    adversarial: Tensor,
+    gradient: Tensor,
     threat: Threat,
-    steps: int,
     step_size: float,
+    keep_nan: bool = False,
 ) -> Tensor:
-    """Steepest ascent inside `threat`; `slope(candidates, rows)` gives the gradient and which rows continue."""
-    adversarial = start.detach().clone()
-    rows: Tensor | slice = slice(None)
-    for _ in range(steps):
-        leaf = adversarial[rows].detach().requires_grad_(True)
-        with torch.enable_grad():
-            gradient, robust = slope(leaf, rows)
-        here = leaf.detach()
-        stay = None if robust is None else robust.nonzero().squeeze(1)
-        if stay is not None and len(stay) < len(here):
-            rows = torch.arange(len(images), device=images.device)[rows][stay]
-            here, gradient = here[stay], gradient[stay]
-            if not len(rows):
-                break
-        for first in range(0, len(here), UPDATED_TOGETHER):
-            part = slice(first, first + UPDATED_TOGETHER)
-            at = part if isinstance(rows, slice) else rows[part]
-            moved = threat.step(here[part], gradient[part], step_size, keep_nan=stay is not None)
-            adversarial[at] = threat.project(images[at], moved)
-    return adversarial
+    """One step of steepest ascent inside `threat`."""
+    parts = (x.split(UPDATED_TOGETHER) for x in (images, adversarial, gradient))
+    return torch.cat(
+        [
+            threat.project(origin, threat.step(here, slope, step_size, keep_nan=keep_nan))
+            for origin, here, slope in zip(*parts, strict=True)
+        ]
+    )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -29,6 +30,19 @@ class _RandomSearch(Points):
     best: Tensor
     best_loss: Tensor
     drawn: Tensor  # (M, AHEAD, draws per query, C) in [0, 1)
+
+
+@dataclass
+class _Query:
+    """M proposals. `point`: the best image of each, before the query; the proposal, after it."""
+
+    images: Tensor
+    labels: Tensor
+    point: Tensor
+    drawn: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +94,11 @@ class Square(Member):
         most = AT_ONCE_ON_CPU if at.images.device.type == "cpu" else AT_ONCE_ON_ACCELERATOR
         taken, query = 1.0, 0
         for stage, end in self._stages():
-            propose = proposals(threat, round(math.sqrt(self.p_init / 2**stage * height * width)), at.images)
+            side = round(math.sqrt(self.p_init / 2**stage * height * width))
+            propose = victim.once(
+                (proposals, threat, side, at.images.shape[1:], at.images.dtype),
+                partial(proposals, threat, side, at.images),
+            )
             while query < end and len(at):
                 if query % AHEAD == 0:
                     draws = proposals.draws
@@ -114,27 +132,36 @@ def _make(
         row, step = (made[rows][:, None] + torch.arange(count) < count).nonzero(as_tuple=True)
         query = made[rows[row]] + step
         image, drawn = to_device(rows[row], device), to_device((begin + query) % AHEAD, device)
-        proposal = propose(at.images[image], at.best[image], at.drawn[image, drawn])
-        logits = victim(proposal)
-        loss = margin(logits, at.labels[image])
-        fooled = victim.fooled(proposal, at.labels[image], logits)
+        asked = _Query(at.images[image], at.labels[image], at.best[image], at.drawn[image, drawn])
+        logits, loss = victim.advance(partial(_ask, victim, propose), asked, propose)
+        fooled = victim.fooled(asked.point, asked.labels, logits)
         # The first accepted proposal of each image; `none` if there is none.
-        none = len(proposal)
+        none = len(asked)
         place = torch.where((loss > at.best_loss[image]) | fooled, torch.arange(none, device=device), none)
         first = lowered(torch.full((len(rows),), none, device=device), to_device(row, device), place)
-        better, chosen, of = first < none, first.clamp_max(none - 1), to_device(rows, device)
-        at.best[of] = torch.where(better[:, None, None, None], proposal[chosen], at.best[of])
-        at.best_loss[of] = torch.where(better, loss[chosen], at.best_loss[of])
         # The only synchronisation with the device, apart from `fooled`.
-        place, gone = torch.stack([first, (better & fooled[chosen]).long()]).cpu()
+        place, gone = torch.stack([first, fooled[first.clamp_max(none - 1)].long()]).cpu()
         is_taken = place < none
-        made[rows] = torch.where(is_taken, query[place.clamp_max(none - 1)] + 1, count)
-        taken += int(is_taken.sum())
+        made[rows] = count
+        if not is_taken.any():
+            continue
+        rows, place, gone = rows[is_taken], place[is_taken], gone[is_taken].bool()
+        of, chosen = to_device(rows, device), to_device(place, device)
+        at.best[of], at.best_loss[of] = asked.point[chosen], loss[chosen]
+        made[rows] = query[place] + 1
+        taken += len(rows)
         left = torch.zeros(len(at), dtype=torch.bool)
-        left[rows] = gone.bool()
+        left[rows[gone]] = True
         at.leave(left, at.best, result)
         made = made[~left]
     return taken
+
+
+def _ask(victim: Victim, propose: "_Squares | _Bumps", at: _Query) -> tuple[Tensor, Tensor]:
+    """Logits (M, K) and margins (M,) of the proposals."""
+    at.point = propose(at.images, at.point, at.drawn)
+    logits = victim(at.point)
+    return logits, margin(logits, at.labels)
 
 
 def _stripes(images: Tensor, threat: Threat, streams: Streams) -> Tensor:

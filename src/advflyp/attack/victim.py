@@ -10,9 +10,11 @@ from torch import Tensor
 from advflyp.attack.streams import Streams
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
+from advflyp.model.graphs import Steps
 from advflyp.model.precision import Resolved
 
 T = TypeVar("T")
+S = TypeVar("S")
 # Attempts per forward pass when few images are left. On a CPU, larger batches are hardly faster, and waste
 # time on attempts that an earlier success makes unnecessary.
 AT_ONCE_ON_CPU = 16
@@ -102,6 +104,7 @@ class Victim:
         start: (N, 3, H, W) inside the ball, where `PGD` and `APGD` start instead of at random.
         batch_size: Number of images whose gradients fit in memory at once; when fewer images are left, an attack may
             try several targets at once.
+        steps: Replays the steps of a search; None computes them.
     """
 
     def __init__(
@@ -111,11 +114,13 @@ class Victim:
         encoder: Encoder | None = None,
         start: Tensor | None = None,
         batch_size: int = 1,
+        steps: Steps | None = None,
     ) -> None:
         self.search = search
         self.logits_fp32 = logits_fp32
         self.start = start
         self.batch_size = batch_size
+        self.steps = steps
         self._encoder = encoder
         self._computed: dict[Hashable, Any] = {}
 
@@ -138,6 +143,20 @@ class Victim:
     def judge(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, K) float32 logits, which decide whether an image is misclassified."""
         return self(images) if self.logits_fp32 is None else self.logits_fp32(images)
+
+    def advance(self, step: Callable[[S], tuple[Tensor, ...]], at: S, kind: Hashable) -> tuple[Tensor, ...]:
+        """Make one step of a search.
+
+        Args:
+            step: Sets fields of `at`, and returns tensors with a row for each image. It computes each row by itself,
+                does not wait for the device, and changes no tensor in place.
+            at: The state of the search, a dataclass of tensors with a row for each image.
+            kind: Everything that `step` depends on besides `at` and the victim.
+
+        Returns:
+            What `step` returns. Where steps are replayed, the next one overwrites that and the tensors of `at`.
+        """
+        return step(at) if self.steps is None else self.steps(step, at, kind)
 
     @property
     def encoder(self) -> Encoder:

@@ -96,7 +96,8 @@ def evaluate(
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 if the device is faster in it).
             Adversarial images are always evaluated in fp32 (default: the protocol's, else auto).
         compile: Run the image tower through torch.compile.
-        graphs: Replay the image tower's passes as CUDA graphs: for small models, where a GPU waits for its host.
+        graphs: Replay passes of the image tower and steps of attacks as CUDA graphs: for small models, where a GPU
+            waits for its host.
     """
     radii = check_attacks(attacks, eps, norm or "linf")
     set_names(list(sets))

@@ -12,7 +12,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
-from advflyp.model.graphs import Graphs, check_device
+from advflyp.model.graphs import Graphs, Steps, check_device
 from advflyp.model.precision import Precision, Resolved, for_use, resolve
 from advflyp.model.zeroshot import barred, check_told_apart, class_embeddings, class_logits
 
@@ -85,7 +85,13 @@ class Classifier:
             with self.model.computing_in(resolved):
                 return self.logits(images)
 
-        return Victim(search, None if resolved == "fp32" else self.logits_fp32, _Encoder(self, resolved))
+        graphs = self.model.graphs
+        return Victim(
+            search,
+            None if resolved == "fp32" else self.logits_fp32,
+            _Encoder(self, resolved),
+            steps=None if graphs is None else Steps(graphs),
+        )
 
     @torch.no_grad()
     def logits_fp32(self, images: Tensor) -> Tensor:
@@ -132,7 +138,10 @@ class Classifier:
 
 
 def replayed(model: CLIP) -> AbstractContextManager[None]:
-    """Within the block, replay the image tower's passes from CUDA graphs. ValueError if the model is elsewhere."""
+    """Within the block, replay passes of the image tower, and steps of attacks, from CUDA graphs.
+
+    ValueError if the model is elsewhere.
+    """
     check_device(model.device, "graphs")
     return model.replaying(Graphs(pads=True))
 

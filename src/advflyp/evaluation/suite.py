@@ -80,7 +80,7 @@ def evaluate(
         batch_size: Images at a time; "auto" is as many as fit in a GPU's memory, and 128 on a CPU or MPS.
         precision: Precision of the search: "auto", "fp32", "bf16"; every adversarial image is evaluated in float32.
         compile: Run the image tower through torch.compile.
-        graphs: Replay its passes as CUDA graphs: for small models, where a GPU waits for its host.
+        graphs: Replay passes and attack steps as CUDA graphs: for small models, where a GPU waits for its host.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: Random seed of the attacks and of `limit`.
         sanity: Check each attacked cell for masked gradients; the verdict is in the cell.

@@ -55,7 +55,7 @@ class CLIP(InPrecision, nn.Module):
         self.name = name
         # Images that go through the tower at a time; None for all at once. See `recompute.py`.
         self.micro_batch: int | None = None
-        self._graphs: Graphs | None = None
+        self.graphs: Graphs | None = None
         settings = PreprocessCfg(**config["preprocess_cfg"])
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
@@ -155,18 +155,18 @@ class CLIP(InPrecision, nn.Module):
 
     def encode_image_raw(self, images: Tensor) -> Tensor:
         """`encode_image` before the normalisation: (N, d) float32 embeddings of any norm."""
-        if self._graphs is not None:
-            return self._graphs(self._encode_image, images, self.precision)
+        if self.graphs is not None:
+            return self.graphs(self._encode_image, images, self.precision)
         return self._in_parts(self._encode_image, images)
 
     @contextmanager
     def replaying(self, graphs: Graphs | None) -> Iterator[None]:
         """Encode the block's images by replaying `graphs`; the weights get no gradients there. None: do not replay."""
-        before, self._graphs = self._graphs, graphs
+        before, self.graphs = self.graphs, graphs
         try:
             yield
         finally:
-            self._graphs = before
+            self.graphs = before
 
     def _encode_image(self, images: Tensor) -> Tensor:
         size = (images.shape[-2], images.shape[-1])

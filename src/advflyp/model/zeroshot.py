@@ -105,7 +105,10 @@ def barred(logits: Tensor, repeated: Sequence[int]) -> Tensor:
     """(N, K) logits in which the classes `repeated` are far below any other."""
     if not repeated:
         return logits
-    return logits.index_fill(1, torch.tensor(repeated, device=logits.device), BARRED)
+    logits = logits.clone()
+    for number in repeated:  # one by one, since a list of them would have to be copied to the device
+        logits[:, number] = BARRED
+    return logits
 
 
 class ZeroShotClassifier(nn.Module):
