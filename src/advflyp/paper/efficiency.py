@@ -120,7 +120,7 @@ def _precisions(experiment: Exhibit, study: Study) -> str:
 
 def _results(study: Study, experiment: Exhibit) -> Results:
     """Not `experiment.results`, which keeps only the seeds that all rows have."""
-    return Results(experiment.cells(study), seeds=True, models=experiment.rows)
+    return Results(experiment.cells(study), seeds=True, largest=True, models=experiment.rows)
 
 
 def _attacked(results: Results) -> list[Condition]:

@@ -118,7 +118,7 @@ class ComparisonPage:
         kept = sorted(self.study.runs, key=lambda run: (order.get(run.label, len(order)), run.seed))
         folders = {f"{run.label}, seed {run.seed}": run.folder for run in kept}
         recipes = {f"{run.label}, seed {run.seed}": run.recipe for run in kept}
-        everything = Results(self.study.cells, seeds=True)
+        everything = Results(self.study.cells, seeds=True, largest=True)
         # The main experiment's methods and sets, under every attack and radius of any experiment.
         radii = sorted({c.eps for c in self.study.cells if c.norm})
         attacks = list(dict.fromkeys(c.attack for c in self.study.cells))
@@ -236,7 +236,7 @@ class ComparisonPage:
         tables: dict[str, Table] = {}
         if self.study.scale == "paper":
             tables["published"] = published_table(self.study.cells, set_names(["paper"]), self.embedded)
-        if (sanity := sanity_table(Results(self.study.cells, seeds=True))) is not None:
+        if (sanity := sanity_table(Results(self.study.cells, seeds=True, largest=True))) is not None:
             tables["sanity"] = sanity
         return tables
 

@@ -89,7 +89,7 @@ def _mean(one: Published, cells: Sequence[Cell], sets: Sequence[str]) -> float |
         for cell in cells
         if cell.model == one.method and cell.attack in one.attacks and math.isclose(cell.eps, one.eps)
     ]
-    results = Results(own, seeds=True)
+    results = Results(own, seeds=True, largest=True)
     by_seed: dict[str, dict[str, float]] = {}
     for condition in results.conditions:
         for sha, mean in results.means(one.method, condition, sets).items():

@@ -82,7 +82,7 @@ class Exhibit:
         ]
         # In the plan's order, not in that of the files.
         kept.sort(key=lambda cell: (self.rows.index(cell.model), self.sets.index(cell.set)))
-        return Results(kept, seeds=True, models=self.rows)
+        return Results(kept, seeds=True, largest=True, models=self.rows)
 
     def seeds_note(self, study: "Study") -> str:
         """A note on the seeds that the table uses, if its methods differ in them; else empty."""

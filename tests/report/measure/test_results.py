@@ -145,14 +145,34 @@ def test_models_not_measured_are_kept_in_their_order() -> None:
     assert results.mean("c", PGD) is None and results.hashes["c"] == []
 
 
-def test_the_largest_of_two_measurements_counts_among_seeds() -> None:
+def test_the_largest_of_two_measurements_counts_in_a_study() -> None:
     few = cell("a", SETS[0], 2, 5, n=10)
     many = cell("a", SETS[0], 2, 60, n=97)
     for order in ([few, many], [many, few]):
-        one = Results(order, seeds=True).get("a", SETS[0], PGD)
+        one = Results(order, seeds=True, largest=True).get("a", SETS[0], PGD)
         assert one is not None and one.value == 60 / 97
-        with pytest.raises(ValueError, match="twice, with different n"):
-            Results(order)
+        for seeds in (False, True):
+            with pytest.raises(ValueError, match="twice, with different n"):
+                Results(order, seeds=seeds)
+
+
+def test_among_seeds_no_measurement_replaces_another_of_the_same_checkpoint() -> None:
+    first, second = (cell("a", SETS[0], 2, 40, checkpoint_sha256=sha * 64) for sha in "12")
+    for changes, what in (
+        ({"precision": "bf16"}, r"precision \(fp32 and bf16\)"),
+        ({"prompt": "a {}"}, "prompt"),
+        ({"settings": {"resize": 256}}, "settings"),
+        ({"seed": 3}, "seed"),
+    ):
+        other = dataclasses.replace(second, correct=50, **changes)
+        twice = rf"hold a \(22222222\) on {SETS[0]} under pgd10 twice, with different {what}.*; give the report one"
+        with pytest.raises(ValueError, match=twice):
+            Results([first, second, other], seeds=True)
+    # The same measurement in two files is one, and seeds may differ from one another.
+    again = dataclasses.replace(second, seconds=7.0, version="0.2.0")
+    unlike = dataclasses.replace(first, precision="bf16")
+    one = Results([unlike, second, again], seeds=True).get("a", SETS[0], PGD)
+    assert one is not None and one.seeds == 2
 
 
 def test_masked_gradients_flag_the_value_and_the_mean() -> None:

@@ -29,10 +29,12 @@ class Results:
             If not, a name with several checkpoints is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)".
         models: The models to show, in this order, measured or not; by default all measured ones.
         stores: Result files beside which per-image outcomes may be stored; changes get their intervals from these.
+        largest: Whether, of several measurements that no table could tell apart, the one with the most images counts,
+            and of those the last: the measures of a study overlap.
 
     Raises:
-        ValueError: If a measurement is present twice with different settings, so that no table can hold both. With
-            `seeds` the one with the most images counts instead.
+        ValueError: If a measurement is present twice with different settings, so that no table can hold both, unless
+            `largest`.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Results:
         seeds: bool = False,
         models: Sequence[str] = (),
         stores: Sequence[Path] = (),
+        largest: bool = False,
     ) -> None:
         cells = list(cells)
         self.stores = list(stores)
@@ -50,7 +53,7 @@ class Results:
         self.mixes_protocols = len(protocols) > 1
         only = DEFAULT_PROTOCOL if self.mixes_protocols or not protocols else protocols.pop()
         self.protocol = "" if only == DEFAULT_PROTOCOL else only
-        self.runs = self._by_checkpoint(cells, seeds)
+        self.runs = self._by_checkpoint(cells, seeds, largest)
         self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.runs))
         self.sets = list(dict.fromkeys(name for _, name, _ in self.runs))
         self.hashes: dict[str, list[str]] = {model: [] for model in self.models}
@@ -72,7 +75,7 @@ class Results:
         # The mean of one set among several would be mistaken for that of all.
         self.mean_sets = self.common_sets if len(self.common_sets) > 1 or len(self.sets) == 1 else []
 
-    def _by_checkpoint(self, cells: Sequence[Cell], seeds: bool) -> dict[Key, dict[str, Cell]]:
+    def _by_checkpoint(self, cells: Sequence[Cell], seeds: bool, largest: bool) -> dict[Key, dict[str, Cell]]:
         names = [self._model(cell) for cell in cells]
         for (name, _), configs in configs_of(cells, names).items():
             if seeds and len(configs) > 1:
@@ -81,11 +84,11 @@ class Results:
                     "seeds; give the report one of them"
                 )
         found: dict[Key, dict[str, Cell]] = {}
-        for model, cell in zip(names if seeds else labels(cells, names), cells, strict=True):
-            runs = found.setdefault((model, cell.set, Condition.of(cell)), {})
+        for name, label, cell in zip(names, labels(cells, names), cells, strict=True):
+            runs = found.setdefault((name if seeds else label, cell.set, Condition.of(cell)), {})
             known = runs.get(cell.checkpoint_sha256, cell)
-            if not seeds:
-                check_same(model, known, cell)
+            if not largest:
+                check_same(label, known, cell)
             runs[cell.checkpoint_sha256] = known if known.n > cell.n else cell
         return found
 
