@@ -141,16 +141,27 @@ def read_shards(shards: Sequence[Path], border: int = 0) -> tuple[Shards, list[s
     """Read webdataset tars; the class names are beside them or one folder up, in the order of the labels.
 
     Raises:
-        ValueError: There are no class names, or a shard is damaged.
+        ValueError: There are no class names, folders of shards have different ones, or a shard is damaged.
     """
-    folder = shards[0].parent
-    names = _own_classes(folder) or _own_classes(folder.parent)
+    first, *others = dict.fromkeys(shard.parent for shard in shards)
+    names = _shard_classes(first)
     if names is None:
         raise ValueError(
-            f"the shards in {folder} have no class names: put a {CLASS_NAMES[0]} beside them, "
+            f"the shards in {first} have no class names: put a {CLASS_NAMES[0]} beside them, "
             "one name a line, in the order of the labels"
         )
+    # The labels of a shard are places in its own list.
+    other = next((folder for folder in others if (_shard_classes(folder) or names) != names), None)
+    if other is not None:
+        raise ValueError(
+            f"the shards in {first} and {other} have different class names; name them as two sets"
+        )
     return Shards(shards, border), names
+
+
+def _shard_classes(folder: Path) -> list[str] | None:
+    """The class names of the shards in a folder, if any."""
+    return _own_classes(folder) or _own_classes(folder.parent)
 
 
 def own_shards(pattern: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """The images of a labelled set: labels are known at once, each image is decoded when it is requested."""
 
 import operator
+import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -229,6 +230,7 @@ class Encoded(Images):
 class Shards(Images):
     """Samples KEY.jpg (or another image) + KEY.cls in webdataset tars, in any order; keys are SHARD/MEMBER.
 
+    Where shards of several folders share a name, SHARD is their path below the folder that they have in common.
     One pass over the headers, on opening, finds where each image is, so that reading one takes a seek and a read.
     ValueError for a shard that is not an uncompressed tar, an image without a label, or a label without an image.
     """
@@ -238,6 +240,7 @@ class Shards(Images):
         super().__init__([label for _, label, *_ in found])
         self.border = border
         self.members = [(shard, name, offset, size) for shard, _, name, offset, size in found]
+        self.names = _names(shards)
 
     def encoded(self, index: int) -> bytes:
         shard, _, offset, size = self.members[index]
@@ -247,7 +250,17 @@ class Shards(Images):
 
     def key(self, index: int) -> str:
         shard, name, _, _ = self.members[index]
-        return f"{shard.name}/{name}"
+        return f"{self.names[shard]}/{name}"
+
+
+def _names(shards: Sequence[Path]) -> dict[Path, str]:
+    """What each shard is called in keys."""
+    names = {shard: shard.name for shard in shards}
+    if len({*names.values()}) == len(names):
+        return names
+    whole = {shard: os.path.abspath(shard) for shard in names}
+    common = os.path.commonpath([os.path.dirname(path) for path in whole.values()])
+    return {shard: Path(os.path.relpath(path, common)).as_posix() for shard, path in whole.items()}
 
 
 def _members(shard: Path) -> list[tuple[int, str, int, int]]:
