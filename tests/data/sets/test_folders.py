@@ -7,6 +7,7 @@ import pytest
 
 from advflyp.data.sets.folders import read_folder
 from advflyp.data.sets.imagenet import imagenet_v2
+from advflyp.data.sets.labelled import load_set, set_names
 from helpers import pairs
 from layouts import put
 
@@ -63,3 +64,29 @@ def test_imagenet_v2_has_a_folder_for_each_class(tmp_path: Path) -> None:
     put(folder / "1000" / "a.jpeg", 0)
     with pytest.raises(ValueError, match="holds a folder 1000; it must hold the folders 0 to 999"):
         imagenet_v2(tmp_path, "top-images")
+
+
+def test_a_path_is_one_set_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path / "own" / "two", ["cat", "dog"], "cat\ndog\n")
+    monkeypatch.chdir(tmp_path)
+    spelled = ["own/two", "own/two/", "./own/two", "own//two", ".//own/./two/"]
+    assert set_names(spelled) == ["own/two"]
+    assert set_names([f"folder:{name}" for name in spelled]) == ["folder:own/two"]
+    assert set_names([f"{tmp_path}/own//two/", f"{tmp_path}/own/two"]) == [f"{tmp_path}/own/two"]
+    assert load_set("./own/two/").name == "own/two"
+    assert set_names(["wds:./own//{0..1}.tar", "wds:own/{0..1}.tar"]) == ["wds:own/{0..1}.tar"]
+    assert set_names(["wds:s3://own//{0..1}.tar"]) == ["wds:s3://own//{0..1}.tar"]
+    (tmp_path / "link").symlink_to("own/two")
+    assert set_names(["link/../two/"]) == ["link/../two"]
+
+
+def test_a_path_that_is_called_like_another_set_remains_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("food101", "cifar10@x", "mini", "mini/food", "paper", "some:name", "wds:x"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        assert set_names([f"./{name}/", f".//{name}"]) == set_names([f"./{name}"]) == [f"./{name}"]
+    (tmp_path / "own").mkdir()
+    assert set_names(["folder:./food101", "folder:./own/"]) == ["folder:food101", "folder:own"]
+    assert set_names(["mini/", "paper/"]) == ["./mini", "./paper"]

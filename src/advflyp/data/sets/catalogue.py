@@ -6,7 +6,7 @@ Imported without torch, so that a misspelled name is refused at once.
 import os
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal
 
 from advflyp.config import check_there, nearest_path, suggest
@@ -213,6 +213,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "paper": PAPER,
     "imagenet-variants": ("imagenet", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet"),
 }
+# What marks a path as that of a user's own set.
+MARKS = ("folder:", "wds:")
 ALIASES = {"oxfordpet": "oxford_pets", "oxfordiiitpet": "oxford_pets", "imagenets": "imagenet-sketch"}
 
 
@@ -236,8 +238,8 @@ def canonical(name: str) -> str | None:
 def set_names(groups: list[str]) -> list[str]:
     """Expand names of sets, of groups of sets ("mini", "paper", "imagenet-variants") and paths into single sets.
 
-    Sets of the table get their canonical name, NAME or NAME@SPLIT, however they were spelled. ValueError for a name
-    that is none of these.
+    Sets of the table get their canonical name, NAME or NAME@SPLIT, however they were spelled, and paths lose "./" and
+    needless slashes. ValueError for a name that is none of these.
     """
     embedded = mini_sets()
     tests = tuple(f"mini/{name}" for name, info in embedded.items() if info["split"] == "test")
@@ -246,14 +248,21 @@ def set_names(groups: list[str]) -> list[str]:
     result: list[str] = []
     for name in groups:
         path = Path(name).expanduser()
-        is_marked = name.startswith(("folder:", "wds:")) or ".tar" in name
+        is_marked = name.startswith(MARKS) or ".tar" in name
         is_own = is_marked or path.is_dir() or is_import_path(name)
         if name.lower() in sets_of:
             result += sets_of[name.lower()]
         elif (found := canonical(name)) is not None:
             result.append(found)
-        elif name in mini or is_own:
+        elif name in mini:
             result.append(name)
+        elif is_own:
+            plain = _plain(name)
+            # What something else is called as well stays ./NAME.
+            known = plain.lower() in {*sets_of, *mini} or canonical(plain.partition("@")[0]) is not None
+            is_other = known or is_import_path(plain) or plain.startswith(MARKS)
+            is_other = is_other and plain != name and not name.startswith(MARKS)
+            result.append(f"./{plain}" if is_other else plain)
         elif f"mini/{name}" in mini:
             result.append(f"mini/{name}")  # its short name in tables of the mini sets
         elif path.is_file():
@@ -266,6 +275,13 @@ def set_names(groups: list[str]) -> list[str]:
             known = [*sets_of, *TABLE, *mini]
             raise ValueError(f"there is no set '{name}'{nearest_path(name, known) or suggest(name, known)}")
     return list(dict.fromkeys(result))
+
+
+def _plain(name: str) -> str:
+    """The path of a user's own set in one spelling, without "./" and needless slashes."""
+    kind = next((kind for kind in MARKS if name.startswith(kind)), "")
+    given = name.removeprefix(kind)
+    return name if "://" in given or not given else kind + str(PurePath(given))
 
 
 def check_training_name(name: str) -> None:
