@@ -11,12 +11,11 @@ from advflyp.cli.arguments import (
     OutFile,
     Prompts,
     Seed,
-    check_model_path,
-    check_output,
     options_of,
     parse,
 )
 from advflyp.cli.main import COMMANDS, find_command, main
+from advflyp.cli.paths import check_model_path, check_output
 
 
 def bake_cake(
@@ -190,3 +189,44 @@ def test_the_help_of_train_explains_recipe_keys(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert stop.value.code == 0
     assert "--resume" in printed and "--optim.lr\n      Peak learning rate" in printed
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "eval mini --classnames {}/folder",
+            "folder is a folder; name a file with --classnames (class names in place of the set's own: one per line, "
+            "or a JSON list, in the order of the labels)",
+        ),
+        (
+            "eval mini --classnames /dev/null",
+            "/dev/null is a special file; name a file with --classnames (class",
+        ),
+        (
+            "lvlm eval mini-llava --root {}/file",
+            "file is a file; name a folder with --root (folder with one subfolder",
+        ),
+        (
+            "publish {}/file --repo a/b",
+            "file is a file; name a folder (a run folder, or a folder that `advflyp exp",
+        ),
+        (
+            "publish {0}/folder --repo a/b --results {0}/folder",
+            "folder is a folder; name a file with --results (file",
+        ),
+        (
+            "data download {}/folder --out {}/x",
+            "folder is a folder; name a list of URLs, a file (.parquet, .csv",
+        ),
+        ("data sample {}/folder --out {}/x.parquet", "folder holds no *.parquet"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder(
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SystemExit) as stop:
+        main(line.format(tmp_path, tmp_path).split())
+    assert stop.value.code == 2 and message in capsys.readouterr().err

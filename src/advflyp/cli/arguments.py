@@ -8,8 +8,6 @@ Positional-only parameters are positional arguments, keyword-only ones are optio
 import functools
 import inspect
 import os
-import tempfile
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from advflyp.config import Typed, check_there, convert, nearest, nearest_path, suggest
+from advflyp.cli.paths import check_kind, check_model_path, check_output, path_of
+from advflyp.config import Typed, check_there, convert, nearest, suggest
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Option:
 
     def _one(self, word: str, kind: Any) -> Any:
         if kind is Path:
-            return _path(word, self.name)
+            return path_of(word, self.name)
         if typing.get_origin(kind) is Literal:
             choices = typing.get_args(kind)
             if word.lower() not in choices:
@@ -209,6 +208,7 @@ def parse(
         if option.arg.input is not None:
             for one in value if isinstance(value, tuple) else (value,):
                 check_there(str(one), option.arg.input)
+                check_kind(one, option.metavar.lower(), option.name, option.help)
     for option, value in given:
         if option.arg.output is not None:
             check_output(value[-1] if isinstance(value, tuple) else value, option.arg.output, option.name)
@@ -336,17 +336,6 @@ def split_commas(word: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _path(word: str, name: str) -> Path:
-    path = Path(word)
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # to be made, or reported missing by the command
-    except OSError as error:
-        raise ValueError(f"{name}: {error.strerror}: {textwrap.shorten(word, 60)}") from None
-    return path
-
-
 def _mapping(words: Sequence[str], name: str) -> dict[str, str]:
     """ "a=x b=y" and "a=x,b=y"."""
     parts = (part.partition("=") for word in words for part in split_commas(word))
@@ -354,44 +343,3 @@ def _mapping(words: Sequence[str], name: str) -> dict[str, str]:
     if not all(pairs) or not all(pairs.values()):
         raise ValueError(f"{name} takes pairs, for example {name} url=URL caption=TEXT")
     return pairs
-
-
-def check_model_path(name: str) -> None:
-    """ValueError for a misspelled path to a model, before torch is imported.
-
-    What may be another kind of name ("ViT-B-32/openai") counts as a path only if a similar path exists.
-    """
-    path = name.partition("@")[0]
-    is_path = path.startswith(("/", "./", "../", "~"))
-    exists = any(os.path.exists(os.path.expanduser(part)) for part in (path, name.rpartition("@")[0], name))
-    if (is_path or "/" in path) and not exists:
-        hint = nearest_path(path)
-        if is_path or hint:
-            raise ValueError(f"there is no model at {path}{hint}")
-
-
-def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None:
-    """ValueError unless a file or folder can be written at `path`, as far as can be told beforehand.
-
-    Nothing is left behind: the trial file has no name.
-    """
-    is_there = path.exists()
-    if kind == "folder" and is_there and not path.is_dir():
-        raise ValueError(f"{path} is a file; name a folder with {name}")
-    if kind == "file" and path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file with {name}, for example {path / 'results.jsonl'}")
-    if kind == "file" and is_there and not path.is_file():
-        raise ValueError(f"{path} is not a regular file; name another with {name}")
-    if is_there and not os.access(path, os.W_OK):
-        raise ValueError(f"no permission to write to {path}; name another {kind} with {name}")
-    folder = path.absolute() if kind == "folder" else path.absolute().parent
-    near = next(place for place in (folder, *folder.parents) if place.exists())
-    if not near.is_dir():
-        raise ValueError(f"{near} is not a folder; name another {kind} with {name}")
-    try:
-        with tempfile.TemporaryFile(dir=near) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {near} ({error.strerror}); name another {kind} with {name}"
-        ) from None

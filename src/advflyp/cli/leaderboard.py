@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from advflyp.cli.arguments import Arg, Device, OutFolder, check_model_path
+from advflyp.cli.arguments import Arg, Device, OutFolder
 from advflyp.cli.evaluate import EvalBatchSize, ProtocolName, batch_size_of
 from advflyp.cli.heavy import heavy_imports
+from advflyp.cli.paths import check_model_path
 from advflyp.config import check_there
 from advflyp.terminal import say
 

@@ -319,7 +319,8 @@ def expand(pattern: str, inside: str) -> list[str]:
     for one in braceexpand.braceexpand(pattern):
         matches = _remote(one, inside) if is_remote(one) else _local(one, inside)
         if not matches:
-            raise ValueError(f"there is nothing at {one}")
+            is_folder = not is_remote(one) and Path(one).expanduser().is_dir()
+            raise ValueError(f"{one} holds no {inside}" if is_folder else f"there is nothing at {one}")
         found += matches
     return list(dict.fromkeys(found))
 

@@ -141,6 +141,8 @@ def open_urls(path: Path, *, url_column: str | None = None, caption_column: str 
         url_column, caption_column: Names of the columns; by default the first known name, ignoring case.
     """
     path = path.expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a list of URLs, a file ({', '.join(SUFFIXES)})")
     if not path.is_file():
         raise ValueError(f"there is no list {path}; `advflyp data sample` makes one")
     suffix = path.suffix.lower()
