@@ -372,7 +372,7 @@ def test_nothing_to_recover(tmp_path: Path) -> None:
 
 # What writes outside of files.py, and why it may.
 ALLOWED = {
-    "cli/arguments.py": {"tempfile": "a file without a name tries whether a folder can be written to"},
+    "cli/paths.py": {"tempfile": "a file without a name tries whether a folder can be written to"},
     "model/interop/publish.py": {"tempfile": "a folder whose files are read at once, to be sent"},
     "training/dry_run.py": {"tempfile": "the folder of a run that takes no step"},
     "use/quickstart.py": {"tempfile": "a run of three steps that nobody keeps"},
