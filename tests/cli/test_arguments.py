@@ -13,9 +13,11 @@ from advflyp.cli.arguments import (
     Seed,
     options_of,
     parse,
+    with_flags,
 )
 from advflyp.cli.main import COMMANDS, find_command, main
 from advflyp.cli.paths import check_model_path, check_output
+from helpers import write_folder
 
 
 def bake_cake(
@@ -230,3 +232,50 @@ def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder(
     with pytest.raises(SystemExit) as stop:
         main(line.format(tmp_path, tmp_path).split())
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("eval mini --sets mini/food --batch-size 0", "--batch-size must be at least 1, not 0"),
+        ("retrieval mini {pairs} --limit 1", "--limit must be at least 2, not 1; retrieval needs two"),
+        ("data sample x.parquet --min-side 0", "--min-side must be at least 1, not 0"),
+        (
+            "data sample x.parquet --max-aspect 0.5",
+            "--max-aspect is the longer side over the shorter, at least 1",
+        ),
+        (
+            "data sample x.parquet --min-caption-words 3 --max_caption_words 2",
+            "--min-caption-words is above --max-caption-words; no caption can be both",
+        ),
+    ],
+)
+def test_messages_name_options_as_they_are_typed(
+    line: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "pairs", 2)
+    (tmp_path / "x.parquet").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        main(line.format(pairs="pairs").split())
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith(f"advflyp: {message}")
+
+
+def test_only_names_of_options_become_options() -> None:
+    options = options_of(bake_cake)
+    for same in (
+        "out is a file; name a folder with --out",
+        "heat is missing",
+        "no batch_size.txt, 'batch_size', x/batch_size, batch_size=3 or data.batch_size",
+        "the limit must be at least 1",
+        "flour must be ground",
+    ):
+        assert with_flags(same, options) == same
+    assert with_flags("batch_size must be above 3, or batch_size below limit", options) == (
+        "--batch-size must be above 3, or --batch-size below limit"
+    )
+    assert with_flags("limit must be even", options) == "--limit must be even"

@@ -8,9 +8,10 @@ Positional-only parameters are positional arguments, keyword-only ones are optio
 import functools
 import inspect
 import os
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -212,7 +213,30 @@ def parse(
     for option, value in given:
         if option.arg.output is not None:
             check_output(value[-1] if isinstance(value, tuple) else value, option.arg.output, option.name)
-    return call
+    return functools.partial(_call, call, options.values())
+
+
+def _call(command: Callable[..., Any], options: Collection[Option], /, **more: Any) -> Any:
+    """Call a command; its `ValueError`s, which may come from a function of Python, name options as they are typed."""
+    try:
+        return command(**more)
+    except ValueError as error:
+        if (said := with_flags(str(error), options)) == str(error):
+            raise
+        raise ValueError(said) from error
+
+
+def with_flags(message: str, options: Collection[Option]) -> str:
+    """The message with `--batch-size` for `batch_size`, and `--limit` for a `limit` that must be something."""
+    for option in options:
+        name = option.parameter.name
+        if option.is_positional:
+            continue
+        if "_" in name:
+            message = re.sub(rf"(?<![\w./'\"`-]){name}(?![\w./'\"`=-])", option.flag, message)
+        elif option.kinds[0] in (int, float):  # others may be the beginning of a path or of a sentence
+            message = re.sub(rf"^{name}(?= must )", option.flag, message)
+    return message
 
 
 def _for_tyro(command: Callable[..., Any], options: Any) -> Callable[..., functools.partial[Any]]:
