@@ -1,6 +1,7 @@
 """What img2dataset is given to decode; with the real one in `test_download.py`, `-m network`."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -110,3 +111,47 @@ def test_what_has_more_than_eight_bits() -> None:
     for wrong in (np.full((9, 9), 7.0), np.full((9, 9), np.nan), np.zeros((9, 9), np.int32)):
         with pytest.raises(ValueError, match="pixels"):
             resizer.eight_bits(wrong)
+
+
+@pytest.mark.parametrize(
+    ("extra", "dtype"), [(2, np.uint8), (1, np.uint8), (1, np.uint16), (2, np.uint16), (0, np.uint8)]
+)
+def test_a_transparent_tiff_is_not_darkened(
+    extra: int, dtype: type[np.unsignedinteger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenCV multiplies the colours of 8 bits by the alpha, and img2dataset does so again."""
+    straight = np.random.default_rng(0).integers(0, 256, (12, 20, 4), np.uint8)
+    straight[:4, :, 3], straight[-4:, :, 3] = 0, 255
+    data = rgba_tiff(straight, extra)
+    expected = np.asarray(read_image(data)).astype(int)
+    multiplied = np.rint(straight[..., :3] * (straight[..., 3:] / 255)).astype(np.uint8)
+    colours = multiplied if extra == 1 or (extra == 2 and dtype == np.uint8) else straight[..., :3]
+    pixels = np.dstack([colours, straight[..., 3]]).astype(dtype) * (257 if dtype == np.uint16 else 1)
+    monkeypatch.setattr(resizer, "cv2", OpenCV(pixels))
+    made = np.frombuffer(resizer.prepared(data), np.uint8).reshape(12, 20, -1).astype(float)
+    if made.shape[2] == 4:  # as img2dataset does it
+        alpha = made[..., 3:]
+        made = np.rint(alpha / 255 * made[..., :3] + 255 - alpha)
+    assert np.abs(made - expected).max() <= (0 if extra == 0 else 1)
+
+
+def rgba_tiff(straight: np.ndarray, extra: int) -> bytes:
+    """A TIFF whose fourth sample has this meaning; `extra` 1 stores multiplied colours."""
+    stored = straight.copy()
+    if extra == 1:
+        stored[..., :3] = np.rint(straight[..., :3] * (straight[..., 3:] / 255))
+    stream = io.BytesIO()
+    Image.fromarray(stored).save(stream, "TIFF")
+    data = stream.getvalue()
+    assert resizer.tiff_tags(data)[resizer.EXTRA] == 2
+    return data.replace(
+        struct.pack("<HHIH", resizer.EXTRA, 3, 1, 2), struct.pack("<HHIH", resizer.EXTRA, 3, 1, extra)
+    )
+
+
+def test_a_grey_tiff_whose_alpha_is_lost_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    Image.new("LA", (9, 9), (3, 4)).save(stream, "TIFF")
+    monkeypatch.setattr(resizer, "cv2", OpenCV(np.full((9, 9), 3, np.uint8)))
+    with pytest.raises(ValueError, match=resizer.GREY_ALPHA):
+        resizer.prepared(stream.getvalue())

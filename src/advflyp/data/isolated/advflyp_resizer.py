@@ -1,7 +1,8 @@
 """img2dataset's resizer, given the same pixels as advflyp's own decoder: upright and 8-bit.
 
 It runs in the isolated environment. img2dataset decodes with OpenCV, ignores orientation and the transparent colour of
-a grey PNG, and turns 16-bit images white. Such images are passed to it as upright 8-bit PNGs; all others as they are.
+a grey PNG, turns 16-bit images white, and multiplies the colours of a transparent TIFF by its alpha twice. Such images are
+passed to it as upright 8-bit PNGs; all others as they are.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ PNG = b"\x89PNG\r\n\x1a\n"
 # The marker of EXIF data in a JPEG, a PNG and a WebP, and the offset of the TIFF header from the marker's start.
 EXIF = ((b"Exif\0\0", 6), (b"eXIf", 4), (b"EXIF", 8))
 ORIENTATION = 0x0112
+# Tags of a TIFF: the number of samples of a pixel, and what the first one after the colours is.
+SAMPLES, EXTRA = 0x0115, 0x0152
+UNSPECIFIED, PREMULTIPLIED = 0, 1
 # The EXIF orientation that AVIF's boxes amount to: by irot, in quarter turns, and then by imir (none, or its axis).
 AVIF = ((1, 4, 2), (8, 5, 7), (3, 2, 4), (6, 7, 5))
 RANGE = "floating-point pixels outside 0 to 1"
 DEEP_ALPHA = "transparent AVIF of more than 8 bits"
+GREY_ALPHA = "transparent grey TIFF"
 
 
 class UprightResizer(Resizer):  # pyright: ignore[reportGeneralTypeIssues]
@@ -56,6 +61,8 @@ def prepared(data: bytes, *, turn: bool = True) -> bytes:
         if pixels.shape[2:] == (4,):
             raise ValueError(DEEP_ALPHA)
         pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # pyright: ignore
+    if data.startswith((b"II*\0", b"MM\0*")):
+        pixels = tiff_on_white(pixels, tiff_tags(data))
     if colour is not None:
         pixels[pixels == colour] = np.iinfo(pixels.dtype).max
     made = cv2.imencode(".png", turned(eight_bits(pixels), orientation), [cv2.IMWRITE_PNG_COMPRESSION, 1])  # pyright: ignore
@@ -83,6 +90,26 @@ def is_avif(data: bytes) -> bool:
     return data[4:8] == b"ftyp"
 
 
+def tiff_on_white(pixels: Any, tags: dict[int, int]) -> Any:
+    """OpenCV's pixels of a TIFF without alpha, or with one that img2dataset understands.
+
+    Its 8-bit colours are multiplied by the alpha, a fourth sample without a meaning counts as alpha, and the alpha of a
+    grey image is lost (ValueError).
+    """
+    extra = tags.get(EXTRA)
+    if extra and tags.get(SAMPLES) == 2:
+        raise ValueError(GREY_ALPHA)
+    if extra is None or pixels.shape[2:] != (4,):
+        return pixels
+    if extra == UNSPECIFIED:
+        return pixels[..., :3]
+    if pixels.dtype.kind != "u" or (pixels.dtype != np.uint8 and extra != PREMULTIPLIED):
+        return pixels
+    most = np.iinfo(pixels.dtype).max
+    colours, alpha = pixels[..., :3].astype(np.int64), pixels[..., 3:].astype(np.int64)
+    return np.minimum(colours + most - alpha, most).astype(pixels.dtype)
+
+
 def exif_orientation(data: bytes) -> int:
     """The EXIF orientation, 1 to 8, of AVIF that of its boxes; 1 if it is missing or invalid."""
     if is_avif(data):
@@ -98,19 +125,25 @@ def exif_orientation(data: bytes) -> int:
 
 
 def _orientation(tiff: bytes) -> int:
+    value = tiff_tags(tiff).get(ORIENTATION, 1)
+    return value if 1 <= value <= 8 else 1
+
+
+def tiff_tags(tiff: bytes) -> dict[int, int]:
+    """The tags of the first image of a TIFF, or of EXIF data, read as single 16-bit numbers."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    found: dict[int, int] = {}
     if order is None:
-        return 1
+        return found
     try:
         (first,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, first)
         for number in range(count):
             tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, first + 2 + 12 * number)
-            if tag == ORIENTATION:
-                return value if 1 <= value <= 8 else 1
+            found.setdefault(tag, value)
     except struct.error:
         pass  # damaged, or cut off
-    return 1
+    return found
 
 
 def turned(pixels: Any, orientation: int) -> Any:
