@@ -1,8 +1,8 @@
 """img2dataset's resizer, given the same pixels as advflyp's own decoder: upright and 8-bit.
 
 It runs in the isolated environment. img2dataset decodes with OpenCV, ignores orientation and the transparent colour of
-a grey PNG, turns 16-bit images white, and multiplies the colours of a transparent TIFF by its alpha twice. Such images are
-passed to it as upright 8-bit PNGs; all others as they are.
+a grey PNG, turns 16-bit images white, and multiplies the colours of a transparent TIFF by its alpha twice. Such
+images are passed to it as upright 8-bit PNGs; all others as they are.
 """
 
 from __future__ import annotations
