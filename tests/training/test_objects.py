@@ -1,5 +1,7 @@
 """Objects in place of what a recipe names."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 import advflyp
 from advflyp.config import read_toml
+from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, read_card, save_model, weights_sha256
 from advflyp.model.load import load_model
 from advflyp.model.mix import interpolate
@@ -65,6 +68,31 @@ def test_names_do_as_well(recipe: Path, tmp_path: Path, tiny_folder: Path) -> No
     advflyp.train(recipe, FEW | {"train.max_steps": 1}, out=out, model=tiny_folder, pairs=str(data))
     written = read_toml(out / "recipe.toml")
     assert (written["model"]["name"], written["data"]["train"]) == (str(tiny_folder), str(data))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_s_mode_without_gradients_changes_nothing(
+    mode: Callable[[], AbstractContextManager[None]], recipe: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    pairs = pairs_in(tmp_path / "pairs")
+    advflyp.train(recipe, FEW, out=tmp_path / "plain", model=load_model(tiny_folder), pairs=pairs)
+    with mode():
+        advflyp.train(recipe, FEW, out=tmp_path / "run", model=load_model(tiny_folder), pairs=pairs)
+        assert not torch.is_grad_enabled()
+    assert weights_sha256(load_model(tmp_path / "run")) == weights_sha256(load_model(tmp_path / "plain"))
+
+
+def test_a_name_and_an_object_are_not_both_taken(recipe: Path, tmp_path: Path, tiny: CLIP) -> None:
+    for key, objects in {
+        "model.name": {"model": tiny},
+        "data.train": {"pairs": pairs_in(tmp_path / "pairs")},
+        "validate.set": {"validation_set": "mini/val"},
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"^{key} is given as an override and as an argument of train; leave"
+        ):
+            advflyp.train(recipe, {key: "mini"}, out=tmp_path / "run", **objects)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_resume_needs_the_same_objects(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:

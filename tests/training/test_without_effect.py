@@ -19,6 +19,7 @@ MINI = {"data.train": "mini", "data.limit": 40}
 FARE = {"method.name": "fare"}
 TEMPLATES = "a {} | the {}"
 IN_MEMORY = "a mini corpus is in memory, and its images are composed"
+NOT_IN_TABLE = "the pairs are not in a table"
 NOT_ON_LABELS = "method.name = 'advflyp' does not train on labels"
 
 
@@ -37,6 +38,8 @@ def steps(recipe: Path, keys: dict[str, Any], out: Path) -> tuple[dict[str, Tens
 def recipe(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     class_tree(tmp_path / "classes", 40)
     write_shards(tmp_path / "shards", 40, 20)
+    rows = [f"none,pairs/{number:04d}.png,wrong,a thing" for number in range(40)]
+    (tmp_path / "table.csv").write_text("\n".join(["image,b,caption,d", *rows]))
     monkeypatch.chdir(tmp_path)
     text = recipe.read_text().replace("feature_weight = 1.0\nlogit_weight = 1.0\n", "")
     recipe.write_text(text.replace("deterministic = true", "deterministic = false"))
@@ -50,6 +53,8 @@ def recipe(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         (MINI, "data.templates", TEMPLATES, NOT_ON_LABELS),
         ({}, "data.shuffle_buffer", 5, "the pairs are not in shards"),
         ({}, "data.size", 30, "the pairs are not in shards"),
+        ({}, "data.image_column", "x", NOT_IN_TABLE),
+        ({"data.limit": 20, "data.also": "shards"}, "data.caption_column", "x", NOT_IN_TABLE),
         (LABELLED, "data.shuffle_buffer", 5, "labelled images are not read in the order of shards"),
         (LABELLED, "data.caption_column", "text", "labelled images are not read in the order of shards"),
         (LABELLED, "data.text_cache", "cache", "each class has one prompt, encoded once"),
@@ -73,6 +78,8 @@ def test_a_key_that_is_named_changes_nothing(
     "keys",
     [
         {"data.train": "shards", "data.shuffle_buffer": 5, "data.text_cache": "cache"},
+        {"data.train": "table.csv", "data.image_column": "b", "data.caption_column": "d"},
+        {"data.also": "table.csv", "data.image_column": "b", "data.caption_column": "d"},
         {"data.also": "shards", "data.shuffle_buffer": 5, "data.resize": 40},
         {**PROXY, "data.templates": TEMPLATES, "data.text_cache": "cache"},
         {**LABELLED, "data.resize": 40, "data.interpolation": "bilinear", "data.templates": TEMPLATES},

@@ -10,16 +10,20 @@ from random import Random
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from torch.utils.data import Subset
 
 from advflyp.data.config import DataConfig
 from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, shards_in, walk
 from advflyp.data.mini import EMBEDDED, PROXY
 from advflyp.data.mini.compose import MiniLabelled, MiniPairs, corpus_folder, labelled_concepts
 from advflyp.data.pairs.addresses import is_remote
-from advflyp.data.pairs.folder_pairs import has_pairs
+from advflyp.data.pairs.folder_pairs import FolderPairs, has_pairs
 from advflyp.data.pairs.hub_pairs import is_saved_dataset
 from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.objects import DatasetPairs, IterablePairs
 from advflyp.data.pairs.pairs import Decoded, Pairs, Reading, Tokenizer, open_pairs
+from advflyp.data.pairs.samples import Sharded
+from advflyp.data.pairs.shards import TarShard
 from advflyp.data.pairs.sources import find_shards
 from advflyp.data.pairs.stream import IndexedStream, Mixed
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
@@ -156,9 +160,19 @@ def unused_keys(pairs: Pairs) -> list[tuple[str, str]]:
         return [(f"data.shuffle_buffer {of_tables}", "labelled images are not read in the order of shards")]
     stream = pairs.stream if isinstance(pairs, Decoded) else None
     streams = (stream.main, stream.other) if isinstance(stream, Mixed) else (stream,)
+    found = []
     if all(isinstance(one, IndexedStream) for one in streams):
-        return [("data.shuffle_buffer data.size", "the pairs are not in shards")]
-    return []
+        found.append(("data.shuffle_buffer data.size", "the pairs are not in shards"))
+    if not any(one is None or _is_of_tables(one) for one in streams):
+        found.append(("data.image_column data.caption_column", "the pairs are not in a table"))
+    return found
+
+
+def _is_of_tables(stream: Any) -> bool:
+    """Whether the samples of a stream are the rows of tables, rather than files or the items of an object."""
+    source = stream.source.dataset if isinstance(stream.source, Subset) else stream.source
+    parts = source.shards if isinstance(source, Sharded) else [source]
+    return not all(isinstance(part, FolderPairs | TarShard | DatasetPairs | IterablePairs) for part in parts)
 
 
 def _check_no_also(config: DataConfig, what: str) -> None:

@@ -86,6 +86,27 @@ def train(
         ValueError: The recipe, its data, its model or the folder cannot be used.
         RunError: The run failed and cannot go on.
     """
+    overrides = overrides or {}
+    names, objects = _given(overrides, model, pairs, validation_set)
+    resolved = read_recipe(recipe, {**overrides, **names})
+    _check_autocast()
+    # The run seeds torch's generators; the caller's go on where they were.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    # A run needs gradients, also inside the caller's torch.no_grad() or torch.inference_mode().
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        run = build(resolved, Path(out), objects=objects, resume=resume, console=console)
+        try:
+            if resume:
+                resume_run(run)
+            return fit(run)
+        finally:
+            run.close()
+
+
+def _given(
+    overrides: Mapping[str, Any], model: Any, pairs: Any, validation_set: Any
+) -> tuple[dict[str, str], Objects]:
+    """What `train` is given in place of what the recipe names: recipe keys with other names, and objects."""
     for argument, value, kind in (("model", model, CLIP), ("validation_set", validation_set, LabelledSet)):
         if not isinstance(value, str | Path | kind | None):
             made = "CLIP.from_open_clip(…)" if kind is CLIP else "LabelledSet(dataset, classes, templates)"
@@ -94,24 +115,17 @@ def train(
                 f"make one with advflyp.{made}"
             )
     given = {"model.name": model, "data.train": pairs, "validate.set": validation_set}
+    if twice := [key for key, value in given.items() if value is not None and key in overrides]:
+        raise ValueError(
+            f"{twice[0]} is given as an override and as an argument of train; leave one of them out"
+        )
     names = {key: str(value) for key, value in given.items() if isinstance(value, str | Path)}
     objects = Objects(
         model=model if isinstance(model, CLIP) else None,
         pairs=None if isinstance(pairs, str | Path) else pairs,
         validation_set=validation_set if isinstance(validation_set, LabelledSet) else None,
     )
-    resolved = read_recipe(recipe, {**(overrides or {}), **names})
-    _check_autocast()
-    # The run seeds torch's generators; the caller's go on where they were.
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        run = build(resolved, Path(out), objects=objects, resume=resume, console=console)
-        try:
-            if resume:
-                resume_run(run)
-            return fit(run)
-        finally:
-            run.close()
+    return names, objects
 
 
 def _check_autocast() -> None:
