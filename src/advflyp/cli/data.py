@@ -224,7 +224,7 @@ def overlap(
         say(f"look at {page}; {out / MATCHES} lists all")
     if drop is not None:
         about = {"dropped_from": pairs, "near_duplicates_of": list(found.against)}
-        samples = without(pairs, found.keys, size=size, columns=columns)
+        samples = without(found, size=size, columns=columns)
         print_manifest(write_shards(samples, drop, about=about), drop)
 
 

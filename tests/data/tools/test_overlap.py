@@ -19,7 +19,7 @@ from advflyp.data.sets.labelled import load_set
 from advflyp.data.tools import overlap as module
 from advflyp.data.tools.overlap import CANDIDATE_LIMIT, HASH_LIMIT, image_hash, overlap, within, without
 from advflyp.model.load import load_model
-from helpers import class_folder, encoded_png, pairs, write_tar
+from helpers import class_folder, encoded_png, pairs, write_folder, write_tar
 
 SETS = ("mini/food", "mini/animals", "mini/objects-3d")
 
@@ -124,7 +124,49 @@ def test_shards_of_one_name_in_two_folders(tmp_path: Path) -> None:
     pairs = str(tmp_path / "{a,b}" / "0.tar")
     found = overlap(pairs, [str(class_folder(tmp_path / "test", [leaked, leaked.rotate(90)]))])
     assert found.keys == {(1, "0.tar:0")}
-    assert [sample.captions() for sample in without(pairs, found.keys)] == [("a",)]
+    assert [sample.captions() for sample in without(found)] == [("a",)]
+
+
+@pytest.mark.parametrize("change", ["completed", "replaced", "inserted", "appended"])
+def test_only_what_was_compared_is_kept(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody else writes the pairs while they are compared, and again before they are copied."""
+    leaked, *others = (on_white(load_set("mini/food").dataset[i][0]) for i in (3, 20, 40, 60))
+    training = write_folder(tmp_path / "train", len(others))
+    files = [training / f"{number:04d}.png" for number in range(len(others))]
+    for file, image in zip(files, others, strict=True):
+        file.write_bytes(encoded_png(image))
+    if change == "completed":
+        files[1].write_bytes(files[1].read_bytes()[:200])
+    real = module.overlap
+
+    def compared_then_changed(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        if change in ("completed", "replaced"):
+            files[1].write_bytes(encoded_png(leaked))
+        else:
+            name = "+" if change == "inserted" else "z"
+            (training / f"{name}.png").write_bytes(encoded_png(leaked))
+            (training / f"{name}.txt").write_text("a leak")
+        return found
+
+    monkeypatch.setattr(module, "overlap", compared_then_changed)
+    test = str(class_folder(tmp_path / "test", [leaked, leaked.rotate(90)]))
+    clean = str(tmp_path / "clean")
+    command = ["data", "overlap", str(training), "--against", test, "--drop", clean]
+    if change == "inserted":  # every number stands for another pair now
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        assert stopped.value.code == 2 and not Path(clean).exists()
+        assert "4 image is not the one that was compared" in capsys.readouterr().err
+        return
+    main(command)
+    kept = [read_image(sample.image_bytes()) for sample in in_order(open_source(clean))]
+    assert len(kept) == (3 if change == "appended" else 2)
+    assert not within(codes(kept)[:, 0], codes([leaked]), HASH_LIMIT)
+    manifest = json.loads((Path(clean) / "manifest.json").read_text())
+    assert manifest["failures"] == {"image is not the one that was compared": 1}
 
 
 def test_cosines_are_those_of_each_pair_by_itself(

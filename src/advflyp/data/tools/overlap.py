@@ -2,10 +2,13 @@
 
 A perceptual hash (64 bits from the low cosine frequencies of the grey image) proposes pairs, mirrored ones too; if a
 model is given, its image embeddings confirm them. Evaluation hashes are kept in memory, training pairs are streamed.
+Dropping reads the pairs again; eight bytes for each image tell whether it is still the one that was compared.
 """
 
+import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -36,6 +39,7 @@ WORKERS, AHEAD = 4, 64
 # Training images and evaluation hashes that are compared at a time: small enough for the CPU cache.
 _BLOCK = 64
 _PIECE = 2048
+CHANGED = "image is not the one that was compared"
 
 Place = tuple[int, int]  # of an evaluation image: number of the set, and position in it
 
@@ -71,6 +75,7 @@ class Overlap:
         against: {set: number of images}.
         unreadable: {set: {image: reason}}; these are not compared.
         shown: Thumbnails of some matches: training image, evaluation image, match.
+        compared: For each sample seen, in stored order, a fingerprint of its key and image; 0 if it was not compared.
     """
 
     name: str
@@ -80,6 +85,7 @@ class Overlap:
     matches: list[Match] = field(default_factory=list)
     shown: list[tuple[Image.Image, Image.Image, Match]] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
+    compared: "array[int]" = field(default_factory=lambda: array("Q"), repr=False)
 
     @property
     def keys(self) -> set[tuple[int, str]]:
@@ -120,7 +126,7 @@ def overlap(
     held = 0  # bytes of the encoded images that wait
     hashes = threaded(
         islice(in_order(source), limit),
-        lambda sample: image_hash(read_image(sample.image_bytes())),
+        _hashed,
         WORKERS,
         AHEAD,
         held=lambda sample: sample.held,
@@ -129,8 +135,11 @@ def overlap(
         found.seen += 1
         if isinstance(outcome, str):
             found.skipped.add(outcome, sample.key)
+            found.compared.append(0)
             continue
-        comparison.waiting.append((found.seen - 1, sample, outcome))
+        code, fingerprint = outcome
+        found.compared.append(fingerprint)
+        comparison.waiting.append((found.seen - 1, sample, code))
         held += sample.held
         if len(comparison.waiting) == _BLOCK or held > MAX_AHEAD_BYTES:
             held = 0
@@ -196,11 +205,15 @@ class _Comparison:
         """Decode these rows' images again: keeping those of a whole block would fill the memory."""
         images: dict[int, Image.Image] = {}
         for row in sorted(rows):
-            _, sample, _ = self.waiting[row]
+            number, sample, _ = self.waiting[row]
             try:
-                images[row] = read_image(sample.image_bytes())
+                data = sample.image_bytes()
+                if _fingerprint(sample.key, data) != self.found.compared[number]:
+                    raise SkippedSample(CHANGED)
+                images[row] = read_image(data)
             except SkippedSample as reason:  # a server may not answer twice
                 self.found.skipped.add(str(reason), sample.key)
+                self.found.compared[number] = 0
         return images
 
     def _evaluated(self, place: Place, mirrored: bool = False) -> Image.Image:
@@ -259,12 +272,48 @@ def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple
     return sorted(found)
 
 
-def without(
-    pairs: str, keys: set[tuple[int, str]], *, size: int | None = None, columns: Columns | None = None
-) -> Iterator[Sample]:
-    """The samples of `pairs`, except those in `keys` (see `Overlap.keys`)."""
-    samples = in_order(open_source(pairs, size=size, columns=columns))
-    return (sample for number, sample in enumerate(samples) if (number, sample.key) not in keys)
+def without(found: Overlap, *, size: int | None = None, columns: Columns | None = None) -> Iterator[Sample]:
+    """The samples of the pairs that were compared, except those that match.
+
+    A sample that was not compared, or whose image is another one by now, has a `problem`: writing it to a shard skips
+    and counts it.
+
+    Args:
+        found: The comparison.
+        size: As for `overlap`.
+        columns: As for `overlap`.
+    """
+    keys = found.keys
+    for number, sample in enumerate(in_order(open_source(found.name, size=size, columns=columns))):
+        if (number, sample.key) not in keys:
+            yield _as_compared(sample, found.compared[number] if number < len(found.compared) else 0)
+
+
+def _as_compared(sample: Sample, fingerprint: int) -> Sample:
+    """The sample with the image read for good, or with the problem why it cannot be used."""
+    try:
+        sample.captions()
+        data = sample.image_bytes()
+        if not fingerprint:
+            read_image(data)  # nearly always what kept it from being compared
+    except SkippedSample as reason:
+        return replace(sample, problem=str(reason))
+    if _fingerprint(sample.key, data) != fingerprint:
+        return replace(sample, problem=CHANGED)
+    return replace(sample, image=data)
+
+
+def _hashed(sample: Sample) -> tuple[np.uint64, int]:
+    data = sample.image_bytes()
+    return image_hash(read_image(data)), _fingerprint(sample.key, data)
+
+
+def _fingerprint(key: str, image: bytes) -> int:
+    """64 bits of a hash, never 0."""
+    digest = hashlib.blake2b(
+        image, digest_size=8, key=hashlib.sha256(key.encode("utf-8", "replace")).digest()
+    )
+    return int.from_bytes(digest.digest(), "little") or 1
 
 
 def _small(image: Image.Image) -> Image.Image:
