@@ -17,6 +17,10 @@ class Diverged(RunError):
     """A loss, a gradient, the weights or the embeddings of a training are not finite."""
 
 
+class OutOfMemory(RunError):
+    """A step of a training needs more memory than the device, or the machine, has."""
+
+
 class SkippedSample(Exception):
     """Data that cannot be used. The message is one of a few fixed reasons, so that they can be counted."""
 

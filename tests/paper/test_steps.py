@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from advflyp.errors import LostRank, RunError
@@ -104,17 +105,72 @@ def test_where_every_rate_diverges_the_method_fails(
 def test_a_training_that_diverges_leaves_the_others(
     tiny_folder: Path, tmp_path: Path, quiet: Console, trainings: list[str]
 ) -> None:
-    plan = at_once(small(tiny_folder), diverging=("advflyp_full",))
-    first = plan.experiments[0]
-    more = Measure(sets=("mini/food",), attacks=("clean",), limit=3)
-    plan = dataclasses.replace(
-        plan, experiments=(dataclasses.replace(first, measures=(*first.measures, more)),)
-    )
+    plan = two_measures(at_once(small(tiny_folder), diverging=("advflyp_full",)))
     failed = carry_out(plan, plan, tmp_path, quiet)
     assert [step.split(":")[0] for step in failed] == ["advflyp_full-s0"] * 2, "both of its measures"
     assert all("the run diverged" in reason for reason in failed.values())
     assert trainings.count("advflyp_full-s0") == 1
     assert sorted(accuracies(tmp_path)) == ["advflyp-s0", "original-s0"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_training_that_runs_out_of_memory_leaves_the_others(
+    tiny_folder: Path,
+    tmp_path: Path,
+    quiet: Console,
+    trainings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    plan, real = two_measures(small(tiny_folder)), loop.update
+
+    def starved(run: Any, batch: Any) -> Any:
+        if run.folder.path.name == "advflyp_full-s0":
+            raise error
+        return real(run, batch)
+
+    monkeypatch.setattr(loop, "update", starved)
+    failed = carry_out(plan, plan, tmp_path, quiet)
+    assert [step.split(":")[0] for step in failed] == ["advflyp_full-s0"] * 2, "both of its measures"
+    assert {*failed.values()} == {module.NO_MEMORY} and trainings.count("advflyp_full-s0") == 1
+    assert sorted(accuracies(tmp_path)) == ["advflyp-s0", "original-s0"]
+    monkeypatch.setattr(loop, "update", real)
+    assert carry_out(plan, plan, tmp_path, quiet) == {}
+    assert sorted(accuracies(tmp_path)) == ["advflyp-s0", "advflyp_full-s0", "original-s0"]
+
+
+def test_an_evaluation_that_runs_out_of_memory_leaves_the_others(
+    tiny_folder: Path, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, real = two_measures(small(tiny_folder)), module.evaluate
+
+    def starved(*args: Any, **keys: Any) -> Any:
+        if keys["limit"] == 3:
+            raise torch.OutOfMemoryError
+        return real(*args, **keys)
+
+    monkeypatch.setattr(module, "evaluate", starved)
+    failed = carry_out(plan, plan, tmp_path, quiet)
+    assert len(failed) == 3 and all("3 images a set" in step for step in failed), (
+        "the other measures are done"
+    )
+    assert {*failed.values()} == {module.NO_MEMORY}
+
+
+def two_measures(plan: Plan) -> Plan:
+    """The plan with a second measure for all of its runs."""
+    first = plan.experiments[0]
+    more = Measure(sets=("mini/food",), attacks=("clean",), limit=3)
+    return dataclasses.replace(
+        plan, experiments=(dataclasses.replace(first, measures=(*first.measures, more)),)
+    )
 
 
 @pytest.mark.parametrize("error", [RunError("cannot write to weights: No space left on device"), LostRank()])

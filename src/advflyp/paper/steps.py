@@ -10,6 +10,7 @@ trained again. Several processes may work on one folder; each takes steps that n
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from advflyp.data.sets.labelled import set_names
-from advflyp.errors import Diverged, RunError
+from advflyp.errors import Diverged, OutOfMemory, RunError
 from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.results import append_cell, read_cells
@@ -30,11 +31,15 @@ from advflyp.paper.plan import Measure, Plan, Run
 from advflyp.paper.tuning import tuned_rate
 from advflyp.recipes import CONFIGS
 from advflyp.training.checkpoint import checkpoints
+from advflyp.training.failures import is_out_of_memory
 from advflyp.training.folder import CHECKPOINTS
 from advflyp.training.loop import train
 from advflyp.wording import counted
 
 FINISHED = "finished"
+NO_MEMORY = (
+    "out of memory; use a device with more of it, or end what else uses it, then give the same command again"
+)
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,8 @@ def recipe_file(plan: Plan, run: Run) -> Path:
 def carry_out(plan: Plan, whole: Plan, folder: Path, console: Console) -> dict[str, str]:
     """Do all remaining steps of `plan`; returns {step: reason} for those that failed. `whole` is what gets reported.
 
-    A failed step, such as a training that diverges, does not stop the others; a signal or a full disk does. Steps that
-    another process works on come last and are waited for.
+    A failed step, such as a training that diverges or runs out of memory, does not stop the others; a signal or a full
+    disk does. Steps that another process works on come last and are waited for.
     """
     whole.write(folder)
     pending = steps_of(plan)
@@ -139,14 +144,22 @@ def _try(
         try:
             _do(plan, step, folder, console)
         except ValueError as error:
-            failed[str(step)] = str(error)
-            console.print(for_rich(f"failed: {error}"))
-        except Diverged as error:
+            _fail([step], str(error), failed, console)
+        except (Diverged, OutOfMemory) as error:
             # Its other measures would train it again, to the same end.
             same = [one for one in steps_of(plan) if one.training == step.training]
-            failed |= {str(one): str(error) for one in same if not is_done(one, folder)}
-            console.print(for_rich(f"failed: {error}"))
+            reason = NO_MEMORY if isinstance(error, OutOfMemory) else str(error)
+            _fail([one for one in same if not is_done(one, folder)], reason, failed, console)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _fail([step], NO_MEMORY, failed, console)
     return True
+
+
+def _fail(steps: Sequence[Step], reason: str, failed: dict[str, str], console: Console) -> None:
+    failed |= dict.fromkeys(map(str, steps), reason)
+    console.print(for_rich(f"failed: {reason}"))
 
 
 def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:

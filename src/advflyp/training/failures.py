@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advflyp.errors import GONE, Diverged, LostRank, RunError, refusal
+from advflyp.errors import GONE, Diverged, LostRank, OutOfMemory, RunError, refusal
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import broken_weights, not_finite
 from advflyp.training.signals import Interrupted
@@ -108,7 +108,13 @@ def explaining(run: "TrainingRun") -> Iterator[None]:
         meaning = diagnose(error, ranks=run.ranks.size)
         if meaning is None:
             raise
-        raise RunError(f"step {run.state.step + 1}: {meaning}. {run.folder.last_good()}") from error
+        kind = OutOfMemory if is_out_of_memory(error) else RunError
+        raise kind(f"step {run.state.step + 1}: {meaning}. {run.folder.last_good()}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused, by a device, by Python or by torch's allocator on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def diagnose(error: BaseException, *, ranks: int) -> str | None:
@@ -120,13 +126,13 @@ def diagnose(error: BaseException, *, ranks: int) -> str | None:
     """
     if isinstance(error, OSError):
         return refusal(error, "continue with --resume")
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return (
             "out of memory. Keep the batch and compute it in parts with --train.micro_batch auto (or a number), or set "
             "--train.activation_checkpointing true or --train.precision bf16; or lower data.batch_size"
         )
     # Backends raise plain RuntimeErrors, which only their text tells apart.
+    text = str(error)
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
     if ranks > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in signs):
         return GONE
