@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from advflyp.model.folder import save_model
 from advflyp.training.build import build
 from advflyp.training.recipe import read_recipe
 from advflyp.training.update import update
 from data.test_training import class_tree
-from helpers import models_in_float64, write_shards
+from helpers import TEXT, VISION, models_in_float64, siglip_config, small_model, write_shards
 
 LABELLED = {"method.name": "tecoa", "data.train": "classes"}
 PROXY = {"method.name": "flyp", "data.train": "mini/proxy", "data.limit": 40}
@@ -92,3 +93,29 @@ def test_no_key_that_changes_something_is_named(keys: dict[str, Any], recipe: Pa
 def test_statistics_of_a_resnet_are_updated(recipe: Path, tmp_path: Path, tiny_rn_folder: Path) -> None:
     keys = {"model.name": str(tiny_rn_folder), "train.batch_norm": "update"}
     assert steps(recipe, keys, tmp_path / "run")[1] == []
+
+
+@pytest.mark.parametrize("name", ["siglip", "patch dropout"])
+def test_dropout_is_active_while_statistics_are_updated(name: str, recipe: Path, tmp_path: Path) -> None:
+    """timm's towers have dropout at a rate of 0, which does nothing."""
+    vision = {**VISION["vit"], "patch_dropout": 0.5}
+    dropping = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT}
+    save_model(small_model(siglip_config() if name == "siglip" else dropping), tmp_path / name, {})
+    keys = {"model.name": str(tmp_path / name)}
+    without, _ = steps(recipe, keys, tmp_path / "without")
+    weights, said = steps(recipe, {**keys, "train.batch_norm": "update"}, tmp_path / "run")
+    is_same = all(torch.equal(weight, without[key]) for key, weight in weights.items())
+    assert is_same == (said != []) == (name == "siglip")
+
+
+@pytest.mark.parametrize("unfreeze", ["vision", "all"])
+def test_a_frozen_text_tower_has_no_dropout(unfreeze: str, recipe: Path, tmp_path: Path) -> None:
+    """Its embeddings are cached for all steps."""
+    run = build(
+        read_recipe(recipe, {"train.batch_norm": "update", "train.unfreeze": unfreeze}), tmp_path / "run"
+    )
+    add, modes = run.add_texts, list[bool]()
+    run.add_texts = lambda batch: (modes.append(run.model.training), add(batch))[1]
+    for batch in run.pairs.epoch(0):
+        update(run, batch)
+    assert set(modes) == {unfreeze == "all"}

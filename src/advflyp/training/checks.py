@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # type: ignore[reportPrivateUsage]
-from torch.nn.modules.dropout import _DropoutNd  # type: ignore[reportPrivateUsage]
 
 from advflyp.data.pairs.pairs import Pairs
 from advflyp.data.training import LabelledBatches, readings, unused_keys
@@ -110,6 +109,8 @@ def check_split(recipe: Recipe, ranks: Ranks) -> None:
         )
 
 
+# What modules call the rate of their dropout: torch's, open_clip's of patches, timm's of paths, and attention's.
+RATES = ("p", "prob", "drop_prob", "dropout", "attention_dropout")
 # The table of a key, its name ("optim.lr"; several with spaces between them), why it changes nothing, and whether so.
 Inert = tuple[Any, str, str, bool]
 
@@ -145,8 +146,8 @@ def without_effect_here(recipe: Recipe, model: CLIP, pairs: Pairs) -> list[str]:
     data, wanted = recipe.data, find_method(recipe.method_name)[0].trains_on
     name = f"method.name = '{recipe.method_name}'"
     has_one_prompt = isinstance(pairs, LabelledBatches) and len(pairs.caption_templates) == 1
-    # Dropout, too, is active only while statistics are updated.
-    is_constant = not any(isinstance(part, _BatchNorm | _DropoutNd) for part in model.net.modules())
+    used = model.net if recipe.train.trains_texts else model.visual
+    is_constant = not any(map(_acts_in_training, used.modules()))
     inert: list[Inert] = [
         *((data, keys, why, True) for keys, why in unused_keys(pairs)),
         (data, "data.templates", f"{name} does not train on labels", wanted != "labelled"),
@@ -155,6 +156,12 @@ def without_effect_here(recipe: Recipe, model: CLIP, pairs: Pairs) -> list[str]:
         (recipe.train, "train.batch_norm", f"{model.name} has no batch normalisation", is_constant),
     ]
     return _remarks(inert)
+
+
+def _acts_in_training(part: nn.Module) -> bool:
+    """Whether a module computes something else while statistics are updated: dropout, too, is active only then."""
+    rates = (getattr(part, name, None) for name in RATES)
+    return isinstance(part, _BatchNorm) or any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def _inert_of_method(recipe: Recipe) -> list[Inert]:

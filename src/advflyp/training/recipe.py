@@ -36,7 +36,8 @@ class TrainConfig:
         patience: Stop after this many validations without improvement; none never stops early.
         unfreeze: What to train: "vision" (as in the paper), "vision[:4]" (a ViT's patch embedding and first 4 blocks),
             "vision+text", or "all" (also the logit scale and bias).
-        batch_norm: "frozen" keeps the pretrained statistics, "update" continues to update them.
+        batch_norm: "frozen" keeps the pretrained statistics, "update" continues to update them; dropout, if the
+            trained towers have any, is active with "update" only.
         micro_batch: Images that go through the tower at a time, on each rank, for batches larger than memory.
             Activations are computed twice; the result is that of the whole batch. "auto": on an accelerator, as many
             as fit, tried when the run begins.

@@ -84,11 +84,11 @@ def update(run: "TrainingRun", batch: Batch) -> Updated:
     attack = attack_config(run)
     images = resized(run, to_device(batch.images, model.device).to(model.dtype))
     found = Adversarial(images=images)
-    model.train(updates_statistics)
     batch = replace(batch, images=images)
-    # Those of a frozen tower are cached, and so no cost of every step.
+    # Those of a frozen tower are cached, and so no cost of every step; and without dropout.
     if not recipe.train.trains_texts:
         batch = run.add_texts(batch)
+    model.train(updates_statistics)
     run.optimizer.zero_grad(set_to_none=True)
     counting = run.meter.counting(recipe.train.compile or run.is_sharded, (images.shape, attack))
     with counting, run.replaying(run.method.original):
