@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from advflyp.model import graphs
-from devices.sham import ShamDevice
+from devices.sham import Sham, ShamDevice
 
 # Beside views, what needs no kernel.
 BOOKKEEPING = {"_unsafe_view", "promote_types", "_record_function_enter_new", "_record_function_exit"}
@@ -40,6 +41,33 @@ class Dispatched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def host_of(tensor: Tensor) -> Tensor:
+    return tensor.host if isinstance(tensor, Sham) else tensor
+
+
+def memory_of(tensor: Tensor) -> torch.UntypedStorage:
+    return host_of(tensor).untyped_storage()
+
+
+class Lent:
+    """A tensor in memory that somebody else has to keep, since a recording reads or writes there."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        host, self.is_sham = host_of(tensor), isinstance(tensor, Sham)
+        self.memory, self.dtype = StorageWeakRef(host.untyped_storage()), host.dtype
+        self.where = host.storage_offset(), host.size(), host.stride()
+
+    def __call__(self) -> Tensor:
+        assert not self.memory.expired(), "a recording reads or writes memory that has been freed"
+        memory = torch.UntypedStorage._new_with_weak_ptr(self.memory.cdata)
+        tensor = torch.empty(0, dtype=self.dtype).set_(memory, *self.where)
+        return Sham(tensor) if self.is_sham else tensor
+
+
+def given(value: Any) -> Any:
+    return value() if isinstance(value, Lent) else value
+
+
 class Tape(TorchDispatchMode):
     """The operations of its block, to be done again with the same tensors."""
 
@@ -52,12 +80,28 @@ class Tape(TorchDispatchMode):
         self.operations.append((func, args, kwargs or {}, result))
         return result
 
+    def let_go(self) -> None:
+        """Keep no memory but what the operations have allocated."""
+        made = {
+            memory_of(tensor)._cdata
+            for func, _, _, result in self.operations
+            for tensor in tree_leaves(result)
+            if isinstance(tensor, Tensor) and not (func.is_view or func._schema.is_mutable)
+        }
+
+        def lent(value: Any) -> Any:
+            return Lent(value) if isinstance(value, Tensor) and memory_of(value)._cdata not in made else value
+
+        self.operations = [
+            (func, *tree_map(lent, (args, kwargs, result)))
+            for func, args, kwargs, result in self.operations
+            if not func.is_view
+        ]
+
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, result in self.operations:
-            if func.is_view:
-                continue
-            again = func(*args, **kwargs)
+            again = func(*tree_map(given, args), **tree_map(given, kwargs))
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and new is not old:
                     old.copy_(new)
@@ -67,8 +111,7 @@ class Tape(TorchDispatchMode):
         for func, _, _, result in self.operations:
             for tensor in tree_leaves(result):
                 # What is written in place may be memory of the recording's own.
-                made = not (func.is_view or func._schema.is_mutable)
-                if made and isinstance(tensor, Tensor) and tensor.is_floating_point():
+                if not func._schema.is_mutable and isinstance(tensor, Tensor) and tensor.is_floating_point():
                     tensor.fill_(float("nan"))
 
 
@@ -92,10 +135,10 @@ class Recordings:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         passes, steps = graphs._Recording, graphs._RecordedStep
 
-        def recording(encode: Any, images: Tensor, pool: object) -> Any:
+        def recording(encode: Any, images: Tensor, capture: Any) -> Any:
             self.recorded.append((tuple(images.shape), images.requires_grad))
             self._graphs.append([])
-            return passes(encode, images, pool)
+            return passes(encode, images, capture)
 
         def recorded_step(step: Any, state: Any, size: int, *others: Any) -> Any:
             self.steps.append((step.func.__name__ if isinstance(step, partial) else step.__name__, size))
@@ -123,6 +166,7 @@ class Recordings:
         waits = len(syncs)
         with graph.tape:
             yield
+        graph.tape.let_go()
         if syncs[waits:]:
             raise RuntimeError(f"operation not permitted when stream is capturing: {syncs[waits]}\nmore")
 

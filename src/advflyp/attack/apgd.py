@@ -166,7 +166,7 @@ def _climb(
             break
         share = MOMENTUM if step else 1.0
         advance = partial(_advance, victim, threat, objective, share)
-        # A defence's terms are of these images.
+        # A defence's terms are bound to these images, so such a step cannot be replayed for others.
         if objective.terms is None:
             (logits,) = victim.advance(advance, at, ("apgd", threat, objective, share))
         else:

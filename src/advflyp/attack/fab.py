@@ -23,7 +23,7 @@ BETA = 0.9  # backward step of an adversarial image towards the original
 class _Approach(Attempts):
     """The state of each attempt.
 
-    before: `current` as the classifier last saw it
+    before: the point that the classifier last saw
     value, gradient: z_t − z_y (M,) at `current`, negative on the true class's side of the boundary; and its gradient
     """
 
@@ -53,16 +53,17 @@ class FAB(Member):
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
         def approach(points: CorrectPoints, attempts: Attempts, finds: Finds) -> None:
-            _approach(victim, attempts, threat, self.steps, finds)
+            zeros = points.logits.new_zeros(len(attempts))  # of the type that the values will have
+            nothing, start = torch.zeros_like(attempts.images), attempts.images
+            at = _Approach(**vars(attempts), current=start, before=start, value=zeros, gradient=nothing)
+            _approach(victim, at, threat, self.steps, finds)
 
         return each_target(victim, images, labels, streams, self.targets, approach)
 
 
-def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, finds: Finds) -> None:
-    start, nothing = attempts.images, torch.zeros_like(attempts.images)
-    at = _Approach(**vars(attempts), current=start, before=start, value=nothing[:, 0, 0, 0], gradient=nothing)
+def _approach(victim: Victim, at: _Approach, threat: Threat, steps: int, finds: Finds) -> None:
     for _ in range(steps):
-        # The backward step may have brought them into the ball.
+        # Before the crossing, too: the backward step may have brought points into the ball.
         for half in (_differentiate, _cross):
             if not len(at):
                 return
@@ -74,7 +75,7 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
 
 
 def _differentiate(victim: Victim, threat: Threat, at: _Approach) -> tuple[Tensor, Tensor]:
-    """Set value and gradient. Returns as `_cross`."""
+    """Compute the value and the gradient. Returns what `_cross` returns."""
     at.before = at.current
     leaf = at.current.detach().requires_grad_(True)
     with torch.enable_grad():

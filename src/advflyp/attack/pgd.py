@@ -206,7 +206,7 @@ class PGD(SingleAttack):
         rows = torch.arange(len(images), device=images.device)
         at, result = _Ascent(rows, images, labels, start, start), images.clone()
         for _ in range(self.steps):
-            # A defence's terms are of these images.
+            # A defence's terms are bound to these images, so such a step cannot be replayed for others.
             (logits,) = step(at) if terms else victim.advance(step, at, ("pgd", loss, threat, alpha))
             at.leave(victim.fooled(at.previous, at.labels, logits), at.previous, result)
             if not len(at):

@@ -95,6 +95,7 @@ class Square(Member):
         taken, query = 1.0, 0
         for stage, end in self._stages():
             side = round(math.sqrt(self.p_init / 2**stage * height * width))
+            # One object for all batches: it is the `kind` of the steps.
             propose = victim.once(
                 (proposals, threat, side, at.images.shape[1:], at.images.dtype),
                 partial(proposals, threat, side, at.images),

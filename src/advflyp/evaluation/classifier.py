@@ -1,7 +1,7 @@
 """A zero-shot classifier for evaluations and attacks: its logits, also in float32, and adversarial images."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -13,7 +13,7 @@ from advflyp.attack.victim import Victim
 from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
 from advflyp.model.graphs import Graphs, Steps, check_device
-from advflyp.model.precision import Precision, Resolved, for_use, resolve
+from advflyp.model.precision import Precision, Resolved, for_use, resolve, without_autocast
 from advflyp.model.zeroshot import barred, check_told_apart, class_embeddings, class_logits
 
 
@@ -137,13 +137,16 @@ class Classifier:
         return result
 
 
-def replayed(model: CLIP) -> AbstractContextManager[None]:
+@contextmanager
+def replayed(model: CLIP) -> Iterator[None]:
     """Within the block, replay passes of the image tower, and steps of attacks, from CUDA graphs.
 
-    ValueError if the model is elsewhere.
+    ValueError if the model is not on a CUDA device.
     """
     check_device(model.device, "graphs")
-    return model.replaying(Graphs(pads=True))
+    # Recordings read the weights as autocast has cast them, which torch keeps until the outermost autocast ends.
+    with without_autocast("cuda"), model.replaying(Graphs(pads=True)):
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +38,6 @@ class Graphs:
         self.last_replay: object = None
         self.are_paused = False
         self._recordings: dict[Hashable, _Recording] = {}
-        self._pool: Any = None
 
     def __call__(self, encode: Encode, images: Tensor, kind: Hashable) -> Tensor:
         """`encode(images)`, (N, 3, H, W) → (N, d), differentiable once with respect to the images.
@@ -60,7 +60,7 @@ class Graphs:
                 sample = images.detach().new_zeros(size, *images.shape[1:]).requires_grad_(has_gradient)
                 # A pass without gradients would otherwise be recorded with those of weights that require them.
                 with torch.set_grad_enabled(has_gradient):
-                    self._recordings[key] = _recorded(lambda: _Recording(encode, sample, self.pool()))
+                    self._recordings[key] = _recorded(lambda: _Recording(encode, sample, self.capture))
             return _Replayed.apply(images, self._recordings[key], self)
 
     @contextmanager
@@ -72,10 +72,10 @@ class Graphs:
         finally:
             self.are_paused = False
 
-    def pool(self) -> Any:
-        """The memory that all recordings share."""
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        return self._pool
+    @cached_property
+    def capture(self) -> "_Capture":
+        """Makes all recordings, on the device on which it is first used."""
+        return _Capture()
 
     def replay(self, recording: "_Recording", images: Tensor) -> object:
         """Replay the forward pass of (N, 3, H, W) images, N at most the recording's. Returns the new `last_replay`."""
@@ -121,7 +121,7 @@ class Steps:
             memory = {name: self._reserve(name, rows, size) for name, rows in tensors.items()}
             with torch.cuda.device(state.images.device), torch.no_grad(), self._graphs.paused():
                 self._recordings[key] = _recorded(
-                    lambda: _RecordedStep(step, state, size, memory, self._graphs.pool())
+                    lambda: _RecordedStep(step, state, size, memory, self._graphs.capture)
                 )
         self._graphs.last_replay = None  # the pool holds other activations now
         return self._recordings[key].replay(state)
@@ -158,10 +158,10 @@ def _recorded(record: Callable[[], Recorded]) -> Recorded:
 
 
 class _Capture:
-    """Records on a stream of its own, into the memory `pool`."""
+    """Makes recordings that share the memory of their activations, which takes one pool and also one stream."""
 
-    def __init__(self, pool: Any) -> None:
-        self.pool, self.stream = pool, torch.cuda.Stream()
+    def __init__(self) -> None:
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def warm_up(self, run: Callable[[], Recorded]) -> Recorded:
         """Run what is to be recorded, until all that it loads, tunes and allocates once is there."""
@@ -183,12 +183,9 @@ class _Capture:
 
 
 class _Recording:
-    """The passes for one shape of batch. They read `images` and `flow`, and write `embeddings` and `slope`.
+    """The passes for one shape of batch. They read `images` and `flow`, and write `embeddings` and `slope`."""
 
-    Recordings with one pool share the memory of their activations.
-    """
-
-    def __init__(self, encode: Encode, images: Tensor, pool: Any) -> None:
+    def __init__(self, encode: Encode, images: Tensor, capture: _Capture) -> None:
         self.images = images
 
         def both() -> None:
@@ -196,7 +193,6 @@ class _Recording:
             if images.requires_grad:
                 torch.autograd.grad(embeddings, images, torch.ones_like(embeddings))
 
-        capture = _Capture(pool)
         capture.warm_up(both)
         self.forward, self.embeddings = capture.record(lambda: encode(images))
         if images.requires_grad:
@@ -222,7 +218,9 @@ class _Rows:
 class _RecordedStep:
     """A step for states of up to `size` rows, which it reads from `memory` and writes there."""
 
-    def __init__(self, step: Step, state: Any, size: int, memory: dict[str, _Rows], pool: Any) -> None:
+    def __init__(
+        self, step: Step, state: Any, size: int, memory: dict[str, _Rows], capture: _Capture
+    ) -> None:
         self.memory = memory
         before = {name: rows.all[:size] for name, rows in memory.items()}
 
@@ -231,7 +229,6 @@ class _RecordedStep:
             results = step(after)
             return {name: rows for name, rows in vars(after).items() if rows is not before[name]}, results
 
-        capture = _Capture(pool)
         # Outside the pool, where no other recording writes.
         self.results = [torch.empty_like(result) for result in capture.warm_up(make)[1]]
 
