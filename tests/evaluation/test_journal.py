@@ -125,3 +125,17 @@ def test_the_folder_comes_and_goes_while_others_measure(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("m-1", []), ("m-1.0", []), ("m-1.2", ["m-1", "m-1.0", "m-1.11"])]
+)
+def test_journals_of_another_number_of_ranks_go_with_the_measurement(
+    tmp_path: Path, name: str, left: list[str]
+) -> None:
+    others = ["m-1.5.0", "m-12", "m-1x", "m-[1]"]
+    for one in ("m-1", "m-1.0", "m-1.2", "m-1.11", *others):
+        Journal.beside(tmp_path / "r.jsonl", one).append(a=np.zeros(1))
+    Journal.beside(tmp_path / "r.jsonl", name).remove()
+    there = {path.stem for path in (tmp_path / "r.unfinished").iterdir()}
+    assert there == {*left, *others}

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from advflyp.evaluation.results import UNFINISHED
-from advflyp.files import append, open_locked
+from advflyp.files import append, names_in, open_locked
 
 # Before each record: its length in bytes and its CRC-32.
 _HEAD = struct.Struct("<QI")
@@ -22,7 +23,8 @@ class Journal:
     """Arrays appended to one file, so that every batch costs the same, however many came before it.
 
     A record that a crash cut off is ignored, and so is anything after it. If another process runs the same measurement,
-    the journal is left to that process. `beside` gives the journal of a measurement.
+    the journal is left to that process. `beside` gives the journal of a measurement; that of each of several ranks is
+    called NAME.RANK.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,10 +73,17 @@ class Journal:
             self._end = append(file, _HEAD.pack(len(data), zlib.crc32(data)) + data)
 
     def remove(self) -> None:
-        """Delete the journal once its measurement is stored, and its folder with the last journal."""
+        """Delete the journal once its measurement is stored, and its folder with the last journal.
+
+        Rank 0, or a single process, also deletes those that another number of ranks left of the same measurement.
+        """
         self.path.unlink(missing_ok=True)
         self._end = None
+        base, rank = re.fullmatch(r"(.*?)(?:\.(\d+))?", self.path.stem).groups()  # type: ignore[union-attr]
         with suppress(OSError):  # missing, or other measurements are unfinished
+            for name in names_in(self.path.parent) if rank in (None, "0") else ():
+                if re.fullmatch(rf"{re.escape(base)}(\.\d+)?\.journal", name):
+                    (self.path.parent / name).unlink(missing_ok=True)
             self.path.parent.rmdir()
 
 
