@@ -3,10 +3,13 @@
 import importlib.util
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from accelerate.tracking import TensorBoardTracker
 
 from advflyp.data.batch import Batch
+from advflyp.errors import RunError
 from advflyp.training import loop
 from advflyp.training.build import TrainingRun
 from advflyp.training.loop import train
@@ -113,3 +116,29 @@ def test_a_missing_package_is_named(recipe: Path, tmp_path: Path, monkeypatch: p
     ):
         train(recipe, {"log.trackers": "mlflow"}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("project", ["../other", "/tmp/other", "a\0b", "two\nlines"])
+def test_a_project_is_a_name(project: str, recipe: Path, tmp_path: Path) -> None:
+    """TensorBoard makes a folder of it, which would lie outside of the run's."""
+    with pytest.raises(ValueError, match="^log.project must be a name such as 'advflyp', not "):
+        train(recipe, {**OVERRIDES, "log.project": project}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [Exception("api_key not configured\nsee the docs"), OSError(28, "No space")]
+)
+def test_a_tracker_that_cannot_start(
+    error: Exception, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb without a login. It has nothing to finish, and the run that it prevented can begin."""
+    message = (
+        r"^log.trackers: tensorboard cannot start \(api_key not configured\); leave it out, or correct that$"
+    )
+    if isinstance(error, OSError):
+        message = "No space.*There is no checkpoint yet"
+    with monkeypatch.context() as patch, pytest.raises((ValueError, RunError), match=message):
+        patch.setattr(TensorBoardTracker, "start", mock.Mock(side_effect=error))
+        train(recipe, OVERRIDES, out=tmp_path / "run")
+    assert train(recipe, OVERRIDES, out=tmp_path / "run").finished

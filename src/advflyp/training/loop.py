@@ -14,6 +14,7 @@ from torch import Tensor
 from advflyp.data.batch import Batch
 from advflyp.data.pairs.samples import Skipped
 from advflyp.data.sets.labelled import LabelledSet
+from advflyp.errors import first_line
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
 from advflyp.training.build import TrainingRun, build
@@ -307,15 +308,7 @@ def _open_log(run: TrainingRun) -> AnyLog:
         return SilentLog()
     tracked = bool(run.recipe.log.trackers)
     if tracked:
-        values = {
-            key: value if isinstance(value, int | float) else str(value)
-            for key, value in leaves(run.recipe.tree()).items()
-        }
-        # A fixed name, whatever the project is called, so that a restarted run recognises the folder as its own.
-        run.accelerator.project_configuration.logging_dir = str(run.folder.path / "tensorboard")
-        # As in metrics.jsonl, what an interrupted run wrote after its checkpoint is dropped.
-        purged = {"tensorboard": {"purge_step": run.state.step + 1}}
-        run.accelerator.init_trackers(run.recipe.log.project, values, purged)
+        _start_trackers(run)
     return RunLog(
         run.folder.path,
         run.total_steps,
@@ -324,6 +317,29 @@ def _open_log(run: TrainingRun) -> AnyLog:
         console=run.console,
         tracker=run.accelerator if tracked else None,
     )
+
+
+def _start_trackers(run: TrainingRun) -> None:
+    log = run.recipe.log
+    values = {
+        key: value if isinstance(value, int | float) else str(value)
+        for key, value in leaves(run.recipe.tree()).items()
+    }
+    # A fixed name, whatever the project is called, so that a restarted run recognises the folder as its own.
+    run.accelerator.project_configuration.logging_dir = str(run.folder.path / "tensorboard")
+    # As in metrics.jsonl, what an interrupted run wrote after its checkpoint is dropped.
+    purged = {"tensorboard": {"purge_step": run.state.step + 1}}
+    try:
+        run.accelerator.init_trackers(log.project, values, purged)
+    except Exception as error:  # wandb, too, has errors of its own, such as for a missing login
+        # One that has not started cannot be finished.
+        run.accelerator.trackers.clear()
+        if isinstance(error, OSError):
+            raise
+        names = " or ".join(log.trackers)
+        raise ValueError(
+            f"log.trackers: {names} cannot start ({first_line(error)}); leave it out, or correct that"
+        ) from error
 
 
 @contextmanager

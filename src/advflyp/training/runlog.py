@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -39,7 +39,7 @@ class LogConfig:
     Attributes:
         every: Steps between lines of metrics.jsonl.
         trackers: Also send the metrics to "tensorboard" (into the run folder), "wandb" or "trackio".
-        project: Project name for wandb and trackio.
+        project: Project name for wandb and trackio; with tensorboard, a folder in RUN/tensorboard.
     """
 
     every: int = 10
@@ -48,6 +48,9 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "log.", "every")
+        path = PurePath(self.project)
+        if not self.project.isprintable() or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"log.project must be a name such as 'advflyp', not {self.project!r}")
         for name in self.trackers:
             if name not in TRACKERS:
                 raise ValueError(f"log.trackers cannot be '{name}'; known: {', '.join(TRACKERS)}")
