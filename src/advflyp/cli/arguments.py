@@ -213,17 +213,22 @@ def parse(
     for option, value in given:
         if option.arg.output is not None:
             check_output(value[-1] if isinstance(value, tuple) else value, option.arg.output, option.name)
-    return functools.partial(_call, call, options.values())
+    return functools.partial(_naming_flags(call.func, options.values()), *call.args, **call.keywords)
 
 
-def _call(command: Callable[..., Any], options: Collection[Option], /, **more: Any) -> Any:
-    """Call a command; its `ValueError`s, which may come from a function of Python, name options as they are typed."""
-    try:
-        return command(**more)
-    except ValueError as error:
-        if (said := with_flags(str(error), options)) == str(error):
-            raise
-        raise ValueError(said) from error
+def _naming_flags(command: Callable[..., Any], options: Collection[Option]) -> Callable[..., Any]:
+    """The command; its `ValueError`s, which may come from functions of Python, name options as they are typed."""
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return command(*arguments, **named)
+        except ValueError as error:
+            if (said := with_flags(str(error), options)) == str(error):
+                raise
+            raise ValueError(said) from error
+
+    return call
 
 
 def with_flags(message: str, options: Collection[Option]) -> str:
