@@ -12,6 +12,7 @@ from advflyp.training.build import build
 from advflyp.training.recipe import read_recipe
 from advflyp.training.update import update
 from data.test_training import class_tree
+from devices.recording import Recordings
 from helpers import TEXT, VISION, models_in_float64, siglip_config, small_model, write_shards
 
 LABELLED = {"method.name": "tecoa", "data.train": "classes"}
@@ -119,3 +120,25 @@ def test_a_frozen_text_tower_has_no_dropout(unfreeze: str, recipe: Path, tmp_pat
     for batch in run.pairs.epoch(0):
         update(run, batch)
     assert set(modes) == {unfreeze == "all"}
+
+
+SHARED = {"attack.steps": 1, "attack.start": "zero", "attack.share_clean_forward": True}
+PMG = {"method.name": "pmg_aft", "data.train": "classes", **SHARED}
+
+
+@pytest.mark.parametrize(
+    ("keys", "replays"),
+    [
+        ({}, True),
+        ({"attack.steps": 0}, False),
+        ({"attack.steps": 0, "method.logit_weight": 1}, True),
+        (PMG, True),
+        ({**PMG, "method.original_weight": 0}, False),
+    ],
+)
+def test_graphs_without_anything_to_replay(
+    keys: dict[str, Any], replays: bool, recordings_of_a_processor: Recordings, recipe: Path, tmp_path: Path
+) -> None:
+    said = steps(recipe, {**keys, "train.graphs": True}, tmp_path / "run")[1]
+    assert (recordings_of_a_processor.replayed > 0) == replays
+    assert [note.split(" here")[0] for note in said] == ["train.graphs has no effect"] * (not replays)

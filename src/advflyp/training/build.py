@@ -235,7 +235,7 @@ def _opened(
             *_remarks(validation_set, pairs),
             *_lower_rate(recipe, total_steps),
             *without_effect(recipe),
-            *without_effect_here(recipe, model, pairs),
+            *without_effect_here(recipe, method, pairs),
         ],
         signals=Signals(tell=console is not None),
     )

@@ -141,18 +141,23 @@ def without_effect(recipe: Recipe) -> list[str]:
     return _remarks(inert)
 
 
-def without_effect_here(recipe: Recipe, model: CLIP, pairs: Pairs) -> list[str]:
+def without_effect_here(recipe: Recipe, method: Method, pairs: Pairs) -> list[str]:
     """As `without_effect`, because of the model and the data that the recipe names."""
-    data, wanted = recipe.data, find_method(recipe.method_name)[0].trains_on
+    data, model, wanted = recipe.data, method.model, method.trains_on
     name = f"method.name = '{recipe.method_name}'"
     has_one_prompt = isinstance(pairs, LabelledBatches) and len(pairs.caption_templates) == 1
     used = model.net if recipe.train.trains_texts else model.visual
     is_constant = not any(map(_acts_in_training, used.modules()))
+    # A run that validates may go on with two steps, which share nothing.
+    shares = recipe.attack.share_clean_forward and recipe.validate.set is None
+    replays = method.original is not None or not (recipe.attack.steps == 0 or shares)
+    nothing = "neither an attack with passes of its own nor a frozen original is there to replay"
     inert: list[Inert] = [
         *((data, keys, why, True) for keys, why in unused_keys(pairs)),
         (data, "data.templates", f"{name} does not train on labels", wanted != "labelled"),
         (data, "data.text_cache", f"{name} uses no text", wanted == "images"),
         (data, "data.text_cache", "each class has one prompt, encoded once", has_one_prompt),
+        (recipe.train, "train.graphs", nothing, not replays),
         (recipe.train, "train.batch_norm", f"{model.name} has no batch normalisation", is_constant),
     ]
     return _remarks(inert)
