@@ -13,6 +13,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from advflyp.cli.main import main
+from advflyp.evaluation import samples
 from advflyp.evaluation.compare import compare, holm, matched_pairs, mcnemar, mean_difference_interval
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import write_samples
@@ -178,6 +179,23 @@ def test_measurements_of_the_same_images_are_compared(tmp_path: Path) -> None:
         store(path, [1] * 10, index=range(first, first + 10), subset=subset)
     (row,) = compare(a, b)
     assert (row.n, row.only_a, row.only_b) == (5, 1, 0)
+
+
+def test_of_many_seeds_each_file_is_read_once_before_the_best_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for seed in range(6):
+        some, others = range(seed, seed + 4), range(11 - seed, 15 - seed)  # in common: 0 to 4 images
+        store(a, [1, 1, 0, 0], index=some, seed=seed, subset={"of": 30, "limit": 4, "seed": seed})
+        store(b, [1, 0, 1, 0], index=others, seed=seed, subset={"of": 30, "limit": 4, "seed": seed})
+    read: list[Cell] = []
+    real = samples.read_samples
+    monkeypatch.setattr(
+        "advflyp.evaluation.compare.read_samples", lambda path, cell: (read.append(cell), real(path, cell))[1]
+    )
+    (row,) = compare(a, b)
+    assert (row.n, row.only_a, row.only_b, len(read)) == (3, 0, 1, 6 + 6 + 2)
 
 
 @pytest.mark.parametrize(

@@ -243,19 +243,27 @@ def _best_match(some: list[Cell], others: list[Cell], stores: tuple[Path, Path])
     """Among cells that differ in limits or seeds, the two with the most images in common, then with the most equal
     settings.
     """
-
-    def rank(pair: tuple[Cell, Cell]) -> tuple[int, int]:
-        one, two = pair
-        seen, seen_by_other = (
-            read_samples(store, cell).index for store, cell in zip(stores, pair, strict=True)
-        )
-        return len(np.intersect1d(seen, seen_by_other)), sum(
-            getattr(one, name) == getattr(two, name) for name in SETTINGS
-        )
-
     if len(some) == len(others) == 1:
         return some[0], others[0]
-    return max(itertools.product(some, others), key=rank)
+    # Each file is read once, and most cells are of the same images.
+    images: dict[bytes, np.ndarray] = {}
+    seen: list[list[bytes]] = []
+    for store, cells in zip(stores, (some, others), strict=True):
+        indices = [np.sort(read_samples(store, cell).index) for cell in cells]
+        seen.append([index.tobytes() for index in indices])
+        images |= zip(seen[-1], indices, strict=True)
+    common = {
+        pair: len(np.intersect1d(*(images[one] for one in pair), assume_unique=True))
+        for pair in itertools.product(set(seen[0]), set(seen[1]))
+    }
+
+    def rank(pair: tuple[int, int]) -> tuple[int, int]:
+        one, two = some[pair[0]], others[pair[1]]
+        alike = sum(getattr(one, name) == getattr(two, name) for name in SETTINGS)
+        return common[seen[0][pair[0]], seen[1][pair[1]]], alike
+
+    best = max(itertools.product(range(len(some)), range(len(others))), key=rank)
+    return some[best[0]], others[best[1]]
 
 
 def _common_images(a: Cell, of_a: Samples, b: Cell, of_b: Samples) -> tuple[np.ndarray, np.ndarray]:
