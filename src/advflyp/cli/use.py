@@ -104,6 +104,9 @@ def attack(
             seed=seed,
             device=device,
         )
+        # Loading a model may take long, and attack.json says which image it was.
+        if sha256_of(image) != asked["image_sha256"]:
+            raise ValueError(f"{image} was changed before it was attacked; run the command again")
         write_files(found, draft, asked)
     console = SafeConsole()
     console.print(for_rich(title(found)))

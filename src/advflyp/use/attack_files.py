@@ -30,6 +30,8 @@ def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
     _check(out, asked)
     with draft_folder(out) as draft:
         yield draft
+        # Another process may have written there meanwhile.
+        _check(out, asked)
         publish_folder(draft, out, replace=(out / RECORD).exists())
 
 
