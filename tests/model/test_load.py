@@ -1,6 +1,8 @@
 import json
 import warnings
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -8,8 +10,11 @@ import safetensors.torch
 import torch
 
 from advflyp.data.lineage import was_trained_on
+from advflyp.evaluation.suite import evaluate
+from advflyp.model import load as module
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import BUNDLED, card_of, read_card, save_model, weights_sha256
+from advflyp.model.interop.export import export_model
 from advflyp.model.load import ModelConfig, load_model, start_from
 from helpers import assert_equal64, make_tiny
 from hubserver import NOWHERE, use_hub
@@ -246,3 +251,29 @@ def test_a_checkpoint_knows_what_its_model_was_trained_on(tiny: CLIP, tmp_path: 
         model = load_model(f"{tmp_path / file}@{tmp_path / 'base'}")
         assert card_of(model) == {"trained_on": ["mini/food"]}
         assert was_trained_on(card_of(model), "mini/food")
+
+
+def test_a_folder_that_a_run_replaces(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results and exports of the weights that were loaded take nothing from the card of later ones."""
+    later = deepcopy(tiny)
+    later.net.logit_scale.data += 1
+    folder = tmp_path / "run" / "best"
+    save_model(tiny, folder, {"pflops": 1.0})
+    model = load_model(folder.parent)
+    save_model(later, folder, {"pflops": 2.0})
+    (cell,) = evaluate(model, ["mini/food"], ["clean"], limit=5)
+    assert (cell.checkpoint_sha256, cell.pflops) == (weights_sha256(tiny), 1.0)
+    export_model(model, "open_clip", tmp_path / "exported")
+    assert read_card(tmp_path / "exported") == {"pflops": 1.0, "weights_sha256": weights_sha256(tiny)}
+
+    real = module.load_folder
+
+    def meanwhile(*arguments: Any) -> CLIP:
+        found = real(*arguments)
+        save_model(tiny, folder, {"pflops": 1.0})
+        monkeypatch.setattr(module, "load_folder", real)
+        return found
+
+    monkeypatch.setattr(module, "load_folder", meanwhile)
+    model = load_model(folder.parent)
+    assert (weights_sha256(model), card_of(model)["pflops"]) == (weights_sha256(tiny), 1.0)

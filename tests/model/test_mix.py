@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from advflyp.cli.main import main
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
+from advflyp.model import mix as module
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import card_of, read_card, save_model
 from advflyp.model.interop.export import export_model
@@ -122,6 +124,26 @@ def test_a_saved_mixture_says_what_both_models_learned_from(trained: tuple[str, 
     }  # fmt: skip
     cells = evaluate(tmp_path / "mixed", ["mini/food", "mini/icons", "mini/flags"], ["clean"], limit=10)
     assert [cell.seen for cell in cells] == [True, True, False]
+
+
+def test_a_mixture_takes_no_other_s_place(
+    trained: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another process saves one there while the models are loaded."""
+    real = module.interpolate
+
+    def meanwhile(*arguments: Any) -> CLIP:
+        save_model(load_model(trained[0]), tmp_path / "mixed", {"alpha": 0.25})
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "interpolate", meanwhile)
+    with pytest.raises(SystemExit) as stopped:
+        main(["interpolate", *trained, "--save", "0.5", str(tmp_path / "mixed")])
+    assert stopped.value.code == 2 and "already exists; name a new folder" in capsys.readouterr().err
+    assert read_card(tmp_path / "mixed")["alpha"] == 0.25
 
 
 def test_of_python_s_mixtures_and_their_exports_the_same_is_known(

@@ -355,7 +355,8 @@ def _save_interpolated(original: str, robust: str, alpha: float, folder: Path, d
     from advflyp.model.mix import interpolate
 
     mixed = interpolate(load_model(original, device=device), load_model(robust, device=device), alpha)
-    save_model(mixed, folder, {"alpha": alpha, "original": original, "robust": robust, **card_of(mixed)})
+    card = {"alpha": alpha, "original": original, "robust": robust, **card_of(mixed)}
+    save_model(mixed, folder, card, replace=False)
     say(f"the model is {folder}")
 
 

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ BEST, LAST = "best", "last"
 # As open_clip writes them.
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CARD_FILE = "card.json"
+# Attempts to load a model from a folder that is being replaced again and again.
+ATTEMPTS = 3
 # Texts that tokenizers of different vocabularies or cleaning turn into different tokens.
 PROBES = ["A photo of 17 Zebras, isn't it?", "une fête à la plage -- 犬"]
 CARD_KEYS: dict[str, Any] = {
@@ -112,12 +115,15 @@ def broken_weights(names: Sequence[str]) -> str:
     return f"{noun} not finite ({names[0]}{', …' if len(names) > 1 else ''})"
 
 
-def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = False) -> None:
+def save_model(
+    model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = False, replace: bool = True
+) -> None:
     """Write weights, configuration and card into `folder`, which appears only when it is complete.
 
     Args:
         card: What a reader should know about these weights (data, recipe, results), as JSON.
         half: Store float16 weights, half the size.
+        replace: Whether to replace another model that this function saved, also one that appears meanwhile.
 
     Warns:
         UserWarning: The model has code of the user's, such as hooks and replaced methods, which no folder holds.
@@ -135,7 +141,7 @@ def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = 
         )
     with draft_folder(folder) as draft:
         _write(model, draft, card, half, folder)
-        publish_folder(draft, folder, replace=True)
+        publish_folder(draft, folder, replace=replace)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -186,6 +192,31 @@ def read_card(name: str | Path) -> dict[str, Any]:
             known = {key: convert(card[key], hint, key) for key, hint in CARD_KEYS.items() if key in card}
             return card | known
     return ZOO[name].card() if isinstance(name, str) and name in ZOO else {}
+
+
+def with_card(folder: Path, load: Callable[[], CLIP]) -> CLIP:
+    """The model that `load` reads from a folder, with the card that belongs to its weights.
+
+    A run that is still going replaces both at any moment; results and exports need the card much later.
+    """
+    for _ in range(ATTEMPTS):
+        before = _card_files(folder)
+        model = load()
+        with suppress(ValueError):  # it is damaged, as `card_of` will say
+            model.card = read_card(folder.absolute())
+        if _card_files(folder) == before:
+            return model
+    raise ValueError(f"{folder} was replaced while it was read; try again")
+
+
+def _card_files(folder: Path) -> list[tuple[int, ...]]:
+    """Which files the cards in a folder are: `save_model` always writes a new one."""
+    found = []
+    for path in (folder / BEST / CARD_FILE, folder / CARD_FILE):
+        with suppress(OSError):
+            about = path.stat()
+            found.append((about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
+    return found
 
 
 def card_of(model: CLIP) -> dict[str, Any]:

@@ -32,7 +32,15 @@ from advflyp.devices import pick_device as pick_device
 from advflyp.model.architectures import ARCHITECTURES, architecture_config, architecture_names
 from advflyp.model.build import CONFIG_FILE, build_net
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import BEST, BUNDLED, card_of, check_finite, load_folder, read_card
+from advflyp.model.folder import (
+    BEST,
+    BUNDLED,
+    card_of,
+    check_finite,
+    load_folder,
+    read_card,
+    with_card,
+)  # fmt: skip
 from advflyp.model.from_hub import fetch_model, refuse_classifiers
 from advflyp.model.interop.checkpoints import SUFFIXES, fill, lacks_base, read_checkpoint
 from advflyp.model.interop.hf_folder import check_complete, lent_tokenizer, load_hf_folder, read_hf_config
@@ -110,7 +118,7 @@ def _build(name: str, weights: bool) -> CLIP:
     if name in ZOO:
         return _from_zoo(ZOO[name], weights)
     if Path(name).is_dir():
-        return _from_folder(Path(name), name)
+        return with_card(Path(name), lambda: _from_folder(Path(name), name))
     if name.startswith(HUB_PREFIX):
         return _from_hub(read_address(name), name)
     if (found := split_name(name)) is not None:
