@@ -57,6 +57,7 @@ PLACES = (
     "tokenizer_file",
     "vocab_file",
 )
+_CHANGED = "{} was replaced while it was prepared for publication, so nothing was sent; run the command again"
 # Files that the hub itself adds.
 HUBS_OWN = (".gitattributes", CARD)
 
@@ -67,19 +68,21 @@ class Publication:
 
     Attributes:
         files: {name in the repository: path here}.
+        sums: The SHA-256 of each of `files`, when the card was written.
         written: {name in the repository: its text}, generated here: the card and what goes with it.
         licence: Identifier from the hub's list; None if it is not known.
     """
 
     repo: str
     files: dict[str, Path]
+    sums: dict[str, str]
     written: dict[str, str]
     cells: list[Cell]
     licence: str | None
 
     def listing(self) -> list[tuple[str, int, str]]:
         """Name, bytes and SHA-256 of each file."""
-        found = [(name, path.stat().st_size, file_sha256(path)) for name, path in self.files.items()]
+        found = [(name, path.stat().st_size, self.sums[name]) for name, path in self.files.items()]
         for name, text in self.written.items():
             data = text.encode()
             found.append((name, len(data), hashlib.sha256(data).hexdigest()))
@@ -96,7 +99,7 @@ def prepare(
         licence: Identifier from the hub's list, such as "apache-2.0"; by default as the folder's card says.
 
     ValueError if there is no model, `repo` is not USER/NAME, the list has no such licence, the card records another
-    one, or the results are all of other weights.
+    one, the results are all of other weights, or the folder is replaced meanwhile.
     """
     licence = None if licence is None else find_licence(licence)
     if repo.count("/") != 1 or not all(repo.split("/")):
@@ -107,6 +110,7 @@ def prepare(
     if kind is None:
         raise ValueError(f"{folder} holds no model: name a run folder, or what `advflyp export` wrote")
     files = {path.relative_to(folder).as_posix(): path for path in _allowed(folder)}
+    before = _versions(files)
     card = scrubbed(read_card(folder))
     licence = known_licence(card, licence)
     model = load_model(folder, device="cpu") if kind != "onnx" else None
@@ -124,7 +128,18 @@ def prepare(
         lines = [json.dumps({**vars(cell), "model": repo}) for cell in shown]
         written["results.jsonl"] = "\n".join(lines) + "\n"
     files = {name: path for name, path in files.items() if name not in written}
-    return Publication(repo, files, written, cells, licence)
+    sums = {name: file_sha256(path) for name, path in files.items()}
+    # A run that is still going replaces its best weights.
+    after = _versions({name: folder / name for name in before})
+    if changed := next((name for name in before if before[name] != after[name]), None):
+        raise ValueError(_CHANGED.format(folder / changed))
+    return Publication(repo, files, sums, written, cells, licence)
+
+
+def _versions(files: dict[str, Path]) -> dict[str, tuple[int, ...]]:
+    """Which file each name stands for; another one after it was replaced or written to."""
+    found = {name: path.stat() for name, path in files.items()}
+    return {name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in found.items()}
 
 
 def _without_paths(files: dict[str, Path]) -> dict[str, str]:
@@ -172,11 +187,16 @@ def send(publication: Publication, *, public: bool = False) -> str:
     Args:
         public: Make a new repository public; an existing one stays as it is.
 
-    ValueError if nobody is logged in, or the repository is not writable or holds files of another model; RunError if
-    the hub fails or does not answer.
+    ValueError if a file is not the one that was prepared, nobody is logged in, or the repository is not writable or
+    holds files of another model; RunError if the hub fails or does not answer.
     """
     api, repo = HfApi(), publication.repo
     sent = {**publication.files, **{name: text.encode() for name, text in publication.written.items()}}
+    operations = [CommitOperationAdd(name, content) for name, content in sent.items()]
+    for one in operations:
+        sha256 = one.upload_info.sha256.hex()
+        if publication.sums.get(one.path_in_repo, sha256) != sha256:
+            raise ValueError(_CHANGED.format(publication.files[one.path_in_repo]))
     try:
         api.whoami()
         api.create_repo(repo, private=not public, exist_ok=True)
@@ -186,7 +206,6 @@ def send(publication: Publication, *, public: bool = False) -> str:
                 f"{repo} holds {counted(len(others), 'file')} of another model, such as {others[0]}; name another "
                 "repository, or remove them there"
             )
-        operations = [CommitOperationAdd(name, content) for name, content in sent.items()]
         found = api.create_commit(repo, operations, commit_message="Publish with advflyp")
     except LocalTokenNotFoundError:
         raise ValueError("you are not logged in to the hub: `hf auth login`, or set HF_TOKEN") from None
