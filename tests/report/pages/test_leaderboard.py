@@ -15,6 +15,9 @@ from advflyp.cli.main import main
 from advflyp.evaluation.admission import Entrant
 from advflyp.evaluation.protocols import find_protocol
 from advflyp.evaluation.results import Cell, read_cells
+from advflyp.model.clip import CLIP
+from advflyp.model.folder import save_model, weights_sha256
+from advflyp.model.load import load_model
 from advflyp.report.pages.leaderboard import contents, facts_of, leaderboard
 from browser import Browser, needs_browser
 from hostile import NAMES, assert_printable
@@ -141,6 +144,18 @@ def test_the_name_in_results_of_others_opens_no_file(
     page = leaderboard([sent], MINI, tmp_path / "board").read_text()
     assert "secret" not in page and "of this machine" not in page
     assert facts_of(Entrant(model=str(private), sha256="", cells=[]), {}, {}).method == "secret"
+
+
+def test_a_card_says_nothing_of_weights_that_were_in_the_folder_before(tiny: CLIP, tmp_path: Path) -> None:
+    entrants, folder = [], tmp_path / "run"
+    for method in ("tecoa", "fare"):
+        tiny.net.logit_scale.data += 1
+        save_model(tiny, folder, {"recipe": {"method": {"name": method}}})
+        sha256 = weights_sha256(load_model(folder))
+        entrants.append(Entrant(model=str(folder), sha256=sha256, cells=[]))
+    assert [facts_of(one, {}, {}).method for one in entrants] == ["?", "fare"]
+    bundled = Entrant(model="mini", sha256=weights_sha256(load_model("mini")), cells=[])
+    assert facts_of(bundled, {}, {}).method == "advflyp"
 
 
 @pytest.mark.parametrize("eps", ["4/255", [1], {"a": 1}, None, True, float("nan"), float("inf"), 1e308])
