@@ -74,20 +74,29 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []  # what is written in place
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            self._before.append((args[0], args[0].clone()))
         result = func(*args, **(kwargs or {}))
         self.operations.append((func, args, kwargs or {}, result))
         return result
 
+    @torch.no_grad()
     def let_go(self) -> None:
-        """Keep no memory but what the operations have allocated."""
+        """Keep no memory but what the operations have allocated, and leave all other as it was before the capture."""
         made = {
             memory_of(tensor)._cdata
             for func, _, _, result in self.operations
             for tensor in tree_leaves(result)
             if isinstance(tensor, Tensor) and not (func.is_view or func._schema.is_mutable)
         }
+
+        for tensor, before in reversed(self._before):
+            if memory_of(tensor)._cdata not in made:
+                tensor.copy_(before)
+        self._before = []
 
         def lent(value: Any) -> Any:
             return Lent(value) if isinstance(value, Tensor) and memory_of(value)._cdata not in made else value

@@ -16,6 +16,7 @@ from advflyp.attack.fab import FAB
 from advflyp.attack.pgd import CW, PGD
 from advflyp.attack.square import Square
 from advflyp.attack.threat import Threat
+from advflyp.evaluation import classifier as of_classifier
 from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.suite import evaluate
 from advflyp.model import graphs as module
@@ -278,6 +279,22 @@ def test_padded_sizes() -> None:
     sizes = [padded_size(count) for count in range(1, 1025)]
     assert all(count <= size <= max(8, count * 1.25) for count, size in enumerate(sizes, 1))
     assert len(set(sizes)) == 29
+
+
+def test_weights_that_autocast_has_cast_are_kept(
+    recordings_of_a_processor: Recordings, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recordings read them, and torch drops them when the outermost autocast ends: after each attack, by itself."""
+    monkeypatch.setattr(of_classifier, "check_device", lambda device, key: None)
+    tiny = load_model(tiny_folder, device="cpu")
+    classifier = Classifier(tiny, ["cat", "dog", "house"], ["a {}"])
+    images = torch.rand(4, 3, *tiny.image_size, generator=torch.Generator().manual_seed(0))
+    labels = classifier.logits_fp32(images).argmax(1)
+    with of_classifier.replayed(tiny):
+        first, second = (
+            classifier.attack(images, labels, PGD(steps=2), Threat(eps=1e-6), "bf16") for _ in range(2)
+        )
+    assert torch.equal(first, second) and not torch.equal(first, images)
 
 
 # Of one step: kernels launched one by one, for towers of two and six blocks; with the tower's passes replayed; and with
