@@ -12,12 +12,13 @@ from torch import Tensor
 from advflyp.attack import apgd
 from advflyp.attack.apgd import APGD, TargetedAPGD
 from advflyp.attack.autoattack import AutoAttack
+from advflyp.attack.base import Attack
 from advflyp.attack.fab import FAB
 from advflyp.attack.pgd import CW, PGD
 from advflyp.attack.square import Square
 from advflyp.attack.threat import Threat
 from advflyp.evaluation import classifier as of_classifier
-from advflyp.evaluation.classifier import Classifier
+from advflyp.evaluation.classifier import Classifier, replayed
 from advflyp.evaluation.suite import evaluate
 from advflyp.model import graphs as module
 from advflyp.model.clip import CLIP
@@ -208,8 +209,30 @@ def test_a_step_ends_the_last_replay(
 ATTACKS = (PGD(steps=6), CW(steps=6, restarts=2), SMALL_AUTOATTACK)
 
 
-@pytest.mark.parametrize("often", [1, 100])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adversarial_images(
+    gpu: Gpu, tiny_folder: Path, recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, where neither the size of a batch nor its padding decides the sign of a gradient."""
+    host = load_model(tiny_folder, device="cpu")
+    labelled = labelled_by(host, 12, classes=("cat", "dog", "house", "tree", "boat"))
+    pixels = torch.stack([host.preprocess(image) for image, _ in labelled.dataset]).double().to(gpu.device)
+    labels = torch.tensor([label for _, label in labelled.dataset])
+    classifier = Classifier(host.double().to(gpu.device), labelled.classes, labelled.templates)
+
+    def found(attack: Attack, norm: Any, eps: float) -> Tensor:
+        return classifier.attack(pixels, labels, attack, Threat(norm=norm, eps=eps), "fp32").cpu()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "OFTEN", 1)
+        for norm, eps in (("linf", 6 / 255), ("l2", 0.5)):
+            for attack in (PGD(steps=6), SMALL_AUTOATTACK):
+                with replayed(classifier.model):
+                    images = found(attack, norm, eps)
+                assert torch.allclose(images, found(attack, norm, eps), rtol=0, atol=1e-9)
+    assert gpu.sham is None or recordings.steps
+
+
+@pytest.mark.parametrize(("precision", "often"), [("fp32", 1), ("fp32", 100), ("bf16", 1)])
 def test_attacks(
     precision: Any,
     often: int,
