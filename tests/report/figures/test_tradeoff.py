@@ -2,11 +2,13 @@ import itertools
 import random
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
+from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
 from advflyp.report.figures.plots import Look, spread, svg
-from advflyp.report.figures.tradeoff import pareto, tradeoff
+from advflyp.report.figures.tradeoff import crossed, pareto, tradeoff
 from advflyp.report.measure.estimates import Estimate
 
 
@@ -47,6 +49,18 @@ def test_labels_cover_no_label_and_no_mark(seed: int, width: int) -> None:
         assert not one.overlaps(two)
     frame = axes.get_window_extent().padded(1)
     assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_that_enter_a_box(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    lines = [random.normal(size=(corners, 2)) for corners in (2, 2, 5, 3)]
+    lines[1][1] = lines[1][0]  # of no length
+    middles, half = random.normal(size=(50, 2)), random.uniform(0.05, 0.5, 2)
+    boxes = [Bbox([middle - half, middle + half]) for middle in middles]
+    expected = [sum(Path(line).intersects_bbox(box, filled=False) for line in lines) for box in boxes]
+    assert crossed(middles, half, lines).tolist() == expected
+    assert {0, 1, 2} <= set(expected)
 
 
 def test_the_same_figure_each_time() -> None:

@@ -4,11 +4,10 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.path import Path
-from matplotlib.transforms import Bbox
 
 from advflyp.report.figures.plots import GRID, MUTED, Look, figure_with_axes, styled
 from advflyp.report.measure.estimates import Estimate
@@ -95,37 +94,54 @@ def _draw(
             lines.append(bar)
         axes.plot([x], [y], look.markers[name], color=colour, markersize=9, clip_on=False, zorder=3)
     places = {name: (across[1], up[1]) for name, (across, up) in spans.items()}
-    _labels(axes, look, places, [Path(axes.transData.transform(line)) for line in lines])
+    _labels(axes, look, places, [axes.transData.transform(line) for line in lines])
 
 
-def _labels(axes: Axes, look: Look, places: Mapping[str, Point], lines: Sequence[Path]) -> None:
-    """Write each name at the nearest position that covers no point, no other name, and few of `lines`."""
+def _labels(
+    axes: Axes, look: Look, places: Mapping[str, Point], lines: Sequence[npt.NDArray[np.float64]]
+) -> None:
+    """Write each name at the nearest position that covers no point, no other name, and few of `lines`.
+
+    lines: in pixels, each (corners, 2)
+    """
     pixel, frame = axes.figure.dpi / 72, axes.get_window_extent()
     centres = axes.transData.transform(list(places.values()))
     to_data = axes.transData.inverted().transform
-    taken = [Bbox([centre - 7 * pixel, centre + 7 * pixel]) for centre in centres]
-
-    def cost(spot: tuple[float, Bbox]) -> tuple[int, float]:
-        away, box = spot
-        outside = not (frame.contains(*box.min) and frame.contains(*box.max))
-        covered = outside + sum(box.overlaps(other) for other in taken)
-        return covered, away + 12 * sum(line.intersects_bbox(box, filled=False) for line in lines)
+    away, ways = (np.array(each) for each in zip(*itertools.product(DISTANCES, WAYS), strict=True))
+    taken = np.stack([centres - 7 * pixel, centres + 7 * pixel])  # their lower and upper corners
 
     for (name, place), centre in zip(places.items(), centres, strict=True):
         text = axes.text(*place, look.names[name], ha="center", va="center", zorder=4, fontweight="bold")
         text.set_color(look.colours[name])
         half = np.array(text.get_window_extent().size) / 2
-        spots = []
-        for away, way in itertools.product(DISTANCES, WAYS):
-            middle = centre + np.array(way) * (half + away * pixel)
-            spots.append((away, Bbox([middle - half, middle + half])))
-        away, box = min(spots, key=cost)
-        taken.append(box)
-        x, y = to_data((box.min + box.max) / 2)
+        middles = centre + ways * (half + away[:, None] * pixel)
+        lower, upper = middles - half, middles + half
+        covered = ((lower < frame.min) | (upper > frame.max)).any(1).astype(int)
+        covered += ((lower[:, None] <= taken[1]) & (upper[:, None] >= taken[0])).all(2).sum(1)
+        # The first of the best: lexsort is stable.
+        best = np.lexsort((away + 12 * crossed(middles, half, lines), covered))[0]
+        box = np.stack([lower[best], upper[best]])
+        taken = np.concatenate([taken, box[:, None]], axis=1)
+        x, y = to_data(middles[best])
         text.set_position((x, y))
-        if away > DISTANCES[1]:
-            ends = np.array([place, to_data(np.clip(centre, box.min, box.max))])
+        if away[best] > DISTANCES[1]:
+            ends = np.array([place, to_data(np.clip(centre, *box))])
             axes.plot(*ends.T, color=MUTED, linewidth=0.8, zorder=2)
+
+
+def crossed(
+    middles: npt.NDArray[np.float64], half: npt.NDArray[np.float64], lines: Sequence[npt.NDArray[np.float64]]
+) -> npt.NDArray[np.int64]:
+    """(M,) how many of `lines` enter the boxes around `middles` (M, 2) that extend by `half` (2,) to each side."""
+    start = np.concatenate([line[:-1] for line in lines])
+    along = np.concatenate([line[1:] for line in lines]) - start
+    to_start = start - middles[:, None]
+    # No axis separates box and segment: neither the two of the box nor the one across the segment.
+    near = (np.abs(2 * to_start + along) < np.abs(along) + 2 * half).all(2)
+    across = np.abs(to_start[..., 0] * along[:, 1] - to_start[..., 1] * along[:, 0])
+    near &= across <= (half * np.abs(along[:, ::-1])).sum(1)
+    firsts = np.cumsum([0, *(len(line) - 1 for line in lines[:-1])])
+    return np.logical_or.reduceat(near, firsts, axis=1).sum(1)
 
 
 def _front(axes: Axes, front: Sequence[Point]) -> list[Point]:
