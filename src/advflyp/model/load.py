@@ -40,7 +40,7 @@ from advflyp.model.folder import (
     load_folder,
     read_card,
     with_card,
-)  # fmt: skip
+)
 from advflyp.model.from_hub import fetch_model, refuse_classifiers
 from advflyp.model.interop.checkpoints import SUFFIXES, fill, lacks_base, read_checkpoint
 from advflyp.model.interop.hf_folder import check_complete, lent_tokenizer, load_hf_folder, read_hf_config
