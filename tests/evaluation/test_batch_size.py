@@ -60,7 +60,7 @@ def test_a_surrogate_must_fit_too(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -
 def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     for value, message in (
         ("most", "--batch-size must be a whole number"),
-        ("0", "batch_size must be at least 1"),
+        ("0", "--batch-size must be at least 1"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["eval", "mini", "--batch-size", value])
