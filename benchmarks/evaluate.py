@@ -21,6 +21,7 @@ answers, so that there is something to attack.
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,9 +37,10 @@ from advflyp.attack.threat import Threat
 from advflyp.config import number
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.evaluation.attacks import find_attack
+from advflyp.evaluation.classifier import replayed
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
-from advflyp.model.graphs import Graphs, check_device
+from advflyp.model.graphs import check_device
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision
 from advflyp.model.zeroshot import class_embeddings
@@ -63,7 +65,7 @@ class Arguments:
     precision: Precision = "fp32"
     """Precision of our search. The others run in float32, so anything else compares precisions as well."""
     graphs: bool = False
-    """Replay our image tower's passes as CUDA graphs, recorded anew in every run."""
+    """Replay our passes and steps as CUDA graphs, recorded anew in every run."""
     ours_only: bool = False
     """Time only our implementation."""
     passes: bool = False
@@ -169,7 +171,7 @@ def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> Labelle
 
 def ours(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
     evaluator = Evaluator(model, labelled, limit=arguments.images, batch_size=arguments.batch_size)
-    with model.replaying(Graphs(pads=True) if arguments.graphs else None):
+    with replayed(model) if arguments.graphs else nullcontext():
         return evaluator.run(find_attack(name), threat, precision=arguments.precision).accuracy
 
 
