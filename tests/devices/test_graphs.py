@@ -331,7 +331,7 @@ OF_AN_ATTACK = {
 }
 
 
-@pytest.mark.parametrize("blocks", [2, 6])
+@pytest.mark.parametrize("blocks", [2, pytest.param(6, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", OF_AN_ATTACK)
 def test_launches_of_an_attack(
     name: str,
