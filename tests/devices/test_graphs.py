@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advflyp.attack import apgd
+from advflyp.attack.adaptive import DefenceTerms
 from advflyp.attack.apgd import APGD, TargetedAPGD
 from advflyp.attack.autoattack import AutoAttack
 from advflyp.attack.base import Attack
@@ -207,6 +208,8 @@ def test_a_step_ends_the_last_replay(
 
 
 ATTACKS = (PGD(steps=6), CW(steps=6, restarts=2), SMALL_AUTOATTACK)
+# Its terms are bound to the images of one restart.
+BOUND = PGD(steps=3, loss="lse", against=DefenceTerms(terms=("feature",), weight=1000), restarts=2)
 
 
 def test_adversarial_images(
@@ -225,7 +228,7 @@ def test_adversarial_images(
     with monkeypatch.context() as patch:
         patch.setattr(module, "OFTEN", 1)
         for norm, eps in (("linf", 6 / 255), ("l2", 0.5)):
-            for attack in (PGD(steps=6), SMALL_AUTOATTACK):
+            for attack in (PGD(steps=6), BOUND, SMALL_AUTOATTACK):
                 with replayed(classifier.model):
                     images = found(attack, norm, eps)
                 assert torch.allclose(images, found(attack, norm, eps), rtol=0, atol=1e-9)

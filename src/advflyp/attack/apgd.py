@@ -165,12 +165,8 @@ def _climb(
         if not len(at):
             break
         share = MOMENTUM if step else 1.0
-        advance = partial(_advance, victim, threat, objective, share)
-        # A defence's terms are bound to these images, so such a step cannot be replayed for others.
-        if objective.terms is None:
-            (logits,) = victim.advance(advance, at, ("apgd", threat, objective, share))
-        else:
-            (logits,) = advance(at)
+        kind = ("apgd", threat, objective, share) if objective.terms is None else None
+        (logits,) = victim.advance(partial(_advance, victim, threat, objective, share), at, kind)
         _note(victim, at, logits, objective, finds)
 
         since += 1

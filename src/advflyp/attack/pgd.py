@@ -203,11 +203,11 @@ class PGD(SingleAttack):
             at.adversarial = _moved(at.images, at.previous, gradient, threat, alpha, keep_nan=True)
             return (logits.detach(),)
 
+        kind = ("pgd", loss, threat, alpha) if terms is None else None
         rows = torch.arange(len(images), device=images.device)
         at, result = _Ascent(rows, images, labels, start, start), images.clone()
         for _ in range(self.steps):
-            # A defence's terms are bound to these images, so such a step cannot be replayed for others.
-            (logits,) = step(at) if terms else victim.advance(step, at, ("pgd", loss, threat, alpha))
+            (logits,) = victim.advance(step, at, kind)
             at.leave(victim.fooled(at.previous, at.labels, logits), at.previous, result)
             if not len(at):
                 break

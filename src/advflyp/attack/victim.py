@@ -151,12 +151,13 @@ class Victim:
             step: Sets fields of `at`, and returns tensors with a row for each image. It computes each row by itself,
                 does not wait for the device, and changes no tensor in place.
             at: The state of the search, a dataclass of tensors with a row for each image.
-            kind: Everything that `step` depends on besides `at` and the victim.
+            kind: Everything that `step` depends on besides `at` and the victim; None if it is bound to these images, as
+                a defence's terms are, and so cannot be replayed for others.
 
         Returns:
             What `step` returns. Where steps are replayed, the next one overwrites that and the tensors of `at`.
         """
-        return step(at) if self.steps is None else self.steps(step, at, kind)
+        return step(at) if self.steps is None or kind is None else self.steps(step, at, kind)
 
     @property
     def encoder(self) -> Encoder:

@@ -22,7 +22,7 @@ Step = Callable[[Any], tuple[Tensor, ...]]
 DIGITS, SMALLEST = 3, 8
 # Passes before a recording: what is loaded, tuned or allocated once must not be part of it.
 WARMUP = 3
-# Steps of one kind and size before theirs is recorded, which takes as long as five: a short search does without.
+# Steps of one kind and size before theirs is recorded, which takes some more: a short search does without.
 OFTEN = 16
 
 
